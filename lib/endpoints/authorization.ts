@@ -1,0 +1,101 @@
+import type { FastifyInstance, FastifyReply } from 'fastify'
+import { pageErrorHandler, redirectToClient, sendPage } from '../http/pages.js'
+import { acceptForms, formBody, queryParameters, queryString } from '../http/parameters-from-request.js'
+import { limited } from '../http/rate-limits.js'
+import { sendToLogin, signedInUser } from '../http/session.js'
+import type { Settings } from '../options.js'
+import { parseAuthorizationRequest, parseRedirectUri } from '../protocol/authorization-request.js'
+import { AuthorizationError, OAuthError } from '../protocol/errors.js'
+import { isLoopbackHost, redirectHost } from '../protocol/redirect-uri.js'
+import { createGrantId } from '../protocol/secret.js'
+import { CONSENT_TICKET_LIFETIME, checkTicket } from '../protocol/tickets.js'
+
+/**
+ * GET shows the consent page, POST takes its answer. RFC 6749 §3.1 and §4.1.1, RFC 9207.
+ *
+ * Client and redirect URI are checked first: until both are known, an error must not leave this site. Then the request,
+ * and last the user, so that nobody signs in for a request that cannot succeed.
+ */
+export async function authorizationEndpoint (app: FastifyInstance, settings: Settings): Promise<void> {
+  const { paths, scopes, resources, issuer, emit } = settings
+  await acceptForms(app)
+  app.setErrorHandler(pageErrorHandler(settings))
+
+  app.get('', limited(settings, 'authorize'), async (request, reply): Promise<FastifyReply> => {
+    const parameters = queryParameters(request)
+    const clientId = parameters.get('client_id')
+    if (clientId === undefined) {
+      throw new OAuthError('invalid_request', 'The client_id is missing.', { reason: 'client_id_missing' })
+    }
+    const client = await settings.findClient(clientId)
+    if (client === undefined) {
+      throw new OAuthError('invalid_request', 'This app is not registered here.', { reason: 'client_unknown', about: { clientId } })
+    }
+    const redirectUri = parseRedirectUri(parameters, client.redirectUris)
+    const authorization = parseAuthorizationRequest(parameters, client, redirectUri, { scopes, resources })
+
+    const user = await signedInUser(settings, request)
+    if (user === null) return sendToLogin(settings, request, reply, `${paths.authorization}?${queryString(request)}`)
+
+    const ticket = await settings.consentTickets.seal({
+      grantId: createGrantId(),
+      userId: user.id,
+      tenantId: user.tenantId ?? null,
+      request: authorization,
+      expiresAt: Date.now() + CONSENT_TICKET_LIFETIME
+    })
+    emit(request, { type: 'consent.shown', userId: user.id, clientId, scopes: authorization.scopes })
+
+    const host = redirectHost(redirectUri)
+    return await sendPage(reply, 200, 'consent', {
+      action: paths.authorization,
+      ticket,
+      user,
+      client: { name: client.clientName, host, isLoopback: isLoopbackHost(host), isVerified: client.configured },
+      resource: resources.find(({ uri }) => uri === authorization.resource),
+      scopes: authorization.scopes.map((name) => ({ name, description: scopes.describe(name) }))
+    }, formAction(redirectUri))
+  })
+
+  app.post('', limited(settings, 'authorize'), async (request, reply): Promise<FastifyReply> => {
+    const now = Date.now()
+    const form = new URLSearchParams(formBody(request))
+    const user = await signedInUser(settings, request)
+    const ticket = checkTicket(await settings.consentTickets.open(form.get('ticket') ?? '', now), user)
+
+    const { grantId, userId, tenantId, request: authorization } = ticket
+    const { clientId, clientName, redirectUri, codeChallenge, resource, state } = authorization
+    const decision = form.get('decision')
+    if (decision !== 'approve' && decision !== 'deny') {
+      throw new OAuthError('invalid_request', 'The form has no decision.', { reason: 'decision_missing', about: { userId, clientId } })
+    }
+    // Only what was ticked, and only what the page offered.
+    const granted = scopes.expand(form.getAll('scope'), authorization.scopes)
+    if (decision === 'deny' || granted.length === 0) {
+      const reason = decision === 'deny' ? 'denied_by_user' : 'no_scope_left'
+      emit(request, { type: 'consent.denied', userId, clientId, reason })
+      throw new AuthorizationError('access_denied', 'The user did not allow access.', { redirectUri, state, reason })
+    }
+    const code = await settings.codes.seal({
+      grantId,
+      userId,
+      tenantId,
+      clientId,
+      clientName,
+      redirectUri,
+      codeChallenge,
+      scopes: granted,
+      resource,
+      issuedAt: now,
+      expiresAt: now + settings.codeLifetime
+    })
+    emit(request, { type: 'consent.approved', userId, clientId, grantId, scopes: granted })
+    return redirectToClient(reply, redirectUri, { code, state, iss: issuer })
+  })
+}
+
+/** CSP has no syntax for an IPv6 address, and a web or app redirect may lead on: there the directive is left out. */
+function formAction (redirectUri: string): string | undefined {
+  const host = redirectHost(redirectUri)
+  return isLoopbackHost(host) && host !== '[::1]' ? `'self' ${new URL(redirectUri).origin}` : undefined
+}

@@ -1,0 +1,139 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { ListedGrant, Tokens } from '../grants/tokens.js'
+import { logRefusal, sendJson, sendJsonError, toOAuthError } from '../http/errors.js'
+import { pageErrorHandler, sendPage } from '../http/pages.js'
+import { acceptForms, formBody } from '../http/parameters-from-request.js'
+import { limited } from '../http/rate-limits.js'
+import { sendToLogin, signedInUser } from '../http/session.js'
+import type { Settings, User } from '../options.js'
+import { printable } from '../protocol/client-metadata.js'
+import { OAuthError } from '../protocol/errors.js'
+import { isLoopbackHost } from '../protocol/redirect-uri.js'
+import { PAGE_TICKET_LIFETIME, checkTicket } from '../protocol/tickets.js'
+
+const MAX_NAME_CHARACTERS = 100
+
+/** One entry of the page: all of a user's grants for one client. */
+interface ConnectedApp {
+  clientId: string
+  name: string
+  host: string
+  isLoopback: boolean
+  scopes: string[]
+  connectedAt: number
+  lastUsedAt: number | null
+  connections: number
+}
+
+/**
+ * GET lists what the signed-in user has connected; POST disconnects, and makes and revokes personal access tokens.
+ * Answers in JSON where the request prefers it, for apps that bring a page of their own.
+ */
+export async function connectedAppsEndpoint (app: FastifyInstance, settings: Settings, path: string, tokens: Tokens): Promise<void> {
+  const { scopes, store, emit } = settings
+  await acceptForms(app)
+
+  app.get('', limited(settings, 'authorize'), async (request, reply): Promise<FastifyReply> => {
+    const user = await signedInUser(settings, request)
+    if (user === null) {
+      if (wantsJson(request)) throw signedOut()
+      return sendToLogin(settings, request, reply, path)
+    }
+    return await show(request, reply, user)
+  })
+
+  app.post('', limited(settings, 'authorize'), async (request, reply): Promise<FastifyReply> => {
+    const form = new URLSearchParams(formBody(request))
+    const user = await signedInUser(settings, request)
+    const { userId, tenantId } = checkTicket(await settings.pageTickets.open(form.get('ticket') ?? '', Date.now()), user)
+    const client = form.get('client')
+    const grant = form.get('grant')
+
+    if (client !== null) {
+      const grants = await store.revoke({ userId, clientId: client }, 'disconnected', Date.now())
+      if (grants === 0) throw unknownGrant()
+      emit(request, { type: 'token.revoked', userId, clientId: client, grantId: null, grants, reason: 'disconnected' })
+      return done(request, reply, 'disconnected')
+    }
+    if (grant !== null) {
+      // Another user's grant is answered like one that does not exist.
+      const owned = await store.find(grant)
+      if (owned === null || owned.userId !== userId || await store.revoke({ grantId: grant }, 'disconnected', Date.now()) === 0) throw unknownGrant()
+      emit(request, { type: 'token.revoked', userId, clientId: owned.clientId, grantId: grant, grants: 1, reason: 'disconnected' })
+      return done(request, reply, 'revoked')
+    }
+    const name = printable(form.get('name') ?? '')
+    const ticked = scopes.expand(form.getAll('scope'))
+    if (name === '' || [...name].length > MAX_NAME_CHARACTERS || ticked.length === 0) {
+      throw new OAuthError('invalid_request', 'A token needs a name of at most 100 characters and at least one permission.', { reason: 'token_name_invalid' })
+    }
+    const created = await tokens.create({ userId, name, scopes: ticked, ...(tenantId !== null && { tenantId }) })
+    return wantsJson(request)
+      ? sendJson(reply.code(201), created)
+      : await show(request, reply, user!, { ...created, name })
+  })
+
+  app.setErrorHandler((thrown, request, reply) => {
+    if (!wantsJson(request)) return pageErrorHandler(settings)(thrown, request, reply)
+    const error = toOAuthError(thrown)
+    logRefusal(request, error)
+    return sendJsonError(reply, error)
+  })
+
+  async function show (request: FastifyRequest, reply: FastifyReply, user: User, created?: { token: string, grantId: string, name: string }): Promise<FastifyReply> {
+    const grants = await tokens.list({ userId: user.id })
+    const ticket = await settings.pageTickets.seal({
+      userId: user.id, tenantId: user.tenantId ?? null, expiresAt: Date.now() + PAGE_TICKET_LIFETIME
+    })
+    const apps = connectedApps(grants)
+    const personalTokens = grants.filter(({ clientId }) => clientId === null)
+      .map(({ grantId, name, scopes, createdAt, lastUsedAt, expiresAt }) => ({ grantId, name, scopes, createdAt, lastUsedAt, expiresAt }))
+    if (wantsJson(request)) return sendJson(reply, { ticket, apps, personalTokens })
+    return await sendPage(reply, 200, 'connected-apps', {
+      action: path,
+      ticket,
+      user,
+      apps,
+      personalTokens,
+      created,
+      done: new URLSearchParams(request.raw.url?.split('?')[1]).get('done'),
+      scopes: scopes.names.map((name) => ({ name, description: scopes.describe(name) })),
+      describeScope: (name: string) => scopes.describe(name)
+    }, "'self'")
+  }
+
+  function done (request: FastifyRequest, reply: FastifyReply, what: 'disconnected' | 'revoked'): FastifyReply {
+    return wantsJson(request)
+      ? sendJson(reply, { [what]: true })
+      : reply.header('cache-control', 'no-store').redirect(`${path}?done=${what}`, 303)
+  }
+}
+
+function connectedApps (grants: readonly ListedGrant[]): ConnectedApp[] {
+  const apps = new Map<string, ConnectedApp>()
+  for (const { clientId, clientName, clientHost, scopes, createdAt, lastUsedAt } of grants) {
+    if (clientId === null) continue
+    const host = clientHost ?? ''
+    const app = apps.get(clientId) ?? {
+      clientId, name: clientName ?? '', host, isLoopback: isLoopbackHost(host), scopes: [], connectedAt: createdAt, lastUsedAt: null, connections: 0
+    }
+    app.scopes = [...new Set([...app.scopes, ...scopes])]
+    app.lastUsedAt = Math.max(app.lastUsedAt ?? 0, lastUsedAt ?? 0) || null
+    app.connections += 1
+    apps.set(clientId, app)
+  }
+  return [...apps.values()]
+}
+
+function wantsJson (request: FastifyRequest): boolean {
+  const accept = request.headers.accept ?? ''
+  return accept.includes('application/json') && !accept.includes('text/html')
+}
+
+function signedOut (): OAuthError {
+  return new OAuthError('access_denied', 'Nobody is signed in.', { reason: 'signed_out', statusCode: 401 })
+}
+
+function unknownGrant (): OAuthError {
+  return new OAuthError('not_found', 'There is no such connection.', { reason: 'grant_unknown' })
+}

@@ -1,0 +1,80 @@
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { createHash } from 'node:crypto'
+import { allowAnyOrigin } from '../http/cors.js'
+import { sendJson } from '../http/errors.js'
+import type { Settings } from '../options.js'
+import type { Resource } from '../protocol/resource.js'
+
+/**
+ * The discovery documents. RFC 9728 for every resource, at the root and at its inserted path; RFC 8414 for the issuer.
+ * Built once: every URL in them comes from `issuer`, never from a request.
+ */
+export async function metadataEndpoints (app: FastifyInstance, settings: Settings): Promise<void> {
+  const { issuer, resources } = settings
+  const issuerPath = new URL(issuer).pathname.replace(/\/$/, '')
+
+  await app.register(async (wellKnown) => {
+    await allowAnyOrigin(wellKnown)
+    wellKnown.get(`/oauth-authorization-server${issuerPath}`, prepared(authorizationServerMetadata(settings)))
+
+    const [first, ...others] = resources.map((resource) => ({ resource, send: prepared(resourceMetadata(resource, settings)) }))
+    const atRoot = resources.find(({ path }) => path === '/')
+    if (atRoot === undefined) wellKnown.get('/oauth-protected-resource', first!.send)
+    for (const { resource, send } of [first!, ...others]) {
+      wellKnown.get(new URL(resource.metadataUrl).pathname.replace('/.well-known', ''), send)
+    }
+
+    // A page of the host's single-page app here would be read as broken metadata: clients must see a 404 in JSON.
+    wellKnown.get('/oauth*', notFound)
+    wellKnown.get('/openid-configuration*', notFound)
+  }, { prefix: '/.well-known' })
+
+  for (const path of new Set([issuerPath, ...resources.map(({ path }) => path.replace(/\/$/, ''))])) {
+    if (path !== '') app.get(`${path}/.well-known/openid-configuration`, notFound)
+  }
+}
+
+/** RFC 8414 §2, RFC 9207 §3. */
+export function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, registration }: Settings): object {
+  return {
+    issuer,
+    authorization_endpoint: url(paths.authorization),
+    token_endpoint: url(paths.token),
+    ...(registration.enabled && { registration_endpoint: url(paths.registration) }),
+    revocation_endpoint: url(paths.revocation),
+    scopes_supported: scopes.names,
+    response_types_supported: ['code'],
+    response_modes_supported: ['query'],
+    grant_types_supported: grantTypes,
+    token_endpoint_auth_methods_supported: ['none'],
+    revocation_endpoint_auth_methods_supported: ['none'],
+    code_challenge_methods_supported: ['S256'],
+    authorization_response_iss_parameter_supported: true
+  }
+}
+
+/** RFC 9728 §2. */
+export function resourceMetadata (resource: Resource, { issuer }: Settings): object {
+  return {
+    resource: resource.uri,
+    authorization_servers: [issuer],
+    bearer_methods_supported: ['header'],
+    scopes_supported: resource.scopes,
+    ...(resource.name !== undefined && { resource_name: resource.name }),
+    ...(resource.documentation !== undefined && { resource_documentation: resource.documentation })
+  }
+}
+
+function prepared (document: object) {
+  const body = Buffer.from(JSON.stringify(document))
+  const etag = `"${createHash('sha256').update(body).digest('base64url').slice(0, 22)}"`
+  return async function (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
+    reply.header('cache-control', 'public, max-age=3600').header('etag', etag)
+    if (request.headers['if-none-match'] === etag) return reply.code(304).send()
+    return reply.header('content-type', 'application/json; charset=utf-8').send(body)
+  }
+}
+
+async function notFound (_request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
+  return sendJson(reply.code(404), { error: 'not_found', error_description: 'There is no such metadata document here.' })
+}

@@ -1,0 +1,40 @@
+import type { FastifyInstance } from 'fastify'
+import { authenticateClient } from '../http/client-authentication.js'
+import { allowAnyOrigin } from '../http/cors.js'
+import { logRefusal, sendJsonError, toOAuthError } from '../http/errors.js'
+import { acceptForms, formParameters } from '../http/parameters-from-request.js'
+import { limited } from '../http/rate-limits.js'
+import type { Settings } from '../options.js'
+import { OAuthError } from '../protocol/errors.js'
+import { hashToken, isToken } from '../protocol/secret.js'
+
+/**
+ * POST: a client gives a token back. RFC 7009 §2. The answer is 200 whether or not there was such a token, and only the
+ * client's own is revoked; a personal access token belongs to no client.
+ */
+export async function revocationEndpoint (app: FastifyInstance, settings: Settings): Promise<void> {
+  const { store, emit } = settings
+  await allowAnyOrigin(app)
+  await acceptForms(app)
+
+  app.post('', limited(settings, 'token'), async (request, reply) => {
+    const parameters = formParameters(request)
+    const { clientId } = await authenticateClient(settings, request, reply, parameters)
+    const token = parameters.get('token')
+    if (token === undefined) {
+      throw new OAuthError('invalid_request', 'The token is missing.', { reason: 'token_missing', about: { clientId } })
+    }
+    const row = isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
+    if (row !== null && row.clientId === clientId) {
+      const grants = await store.revoke({ grantId: row.id }, 'client_revoked', Date.now())
+      if (grants > 0) emit(request, { type: 'token.revoked', userId: row.userId, clientId, grantId: row.id, grants, reason: 'client_revoked' })
+    }
+    return reply.header('cache-control', 'no-store').send()
+  })
+
+  app.setErrorHandler((thrown, request, reply) => {
+    const error = toOAuthError(thrown)
+    logRefusal(request, error)
+    return sendJsonError(reply, error)
+  })
+}

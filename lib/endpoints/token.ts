@@ -1,0 +1,36 @@
+import type { FastifyInstance } from 'fastify'
+import { redeemAuthorizationCode } from '../grants/authorization-code.js'
+import { authenticateClient } from '../http/client-authentication.js'
+import { allowAnyOrigin } from '../http/cors.js'
+import { logRefusal, sendJson, sendJsonError, toOAuthError } from '../http/errors.js'
+import { acceptForms, formParameters } from '../http/parameters-from-request.js'
+import { limited } from '../http/rate-limits.js'
+import type { Settings } from '../options.js'
+import { OAuthError } from '../protocol/errors.js'
+
+/** POST: codes for tokens. RFC 6749 §3.2. */
+export async function tokenEndpoint (app: FastifyInstance, settings: Settings): Promise<void> {
+  await allowAnyOrigin(app)
+  await acceptForms(app)
+
+  app.post('', limited(settings, 'token'), async (request, reply) => {
+    const parameters = formParameters(request)
+    const client = await authenticateClient(settings, request, reply, parameters)
+    const grantType = parameters.get('grant_type')
+    switch (grantType) {
+      case 'authorization_code':
+        return sendJson(reply, await redeemAuthorizationCode(settings, request, client, parameters, Date.now()))
+      case undefined:
+        throw new OAuthError('invalid_request', 'The grant_type is missing.', { reason: 'grant_type_missing' })
+      default:
+        throw new OAuthError('unsupported_grant_type', 'The grant_type is not supported.', { reason: 'grant_type_unsupported' })
+    }
+  })
+
+  app.setErrorHandler((thrown, request, reply) => {
+    const error = toOAuthError(thrown)
+    logRefusal(request, error)
+    settings.emit(request, { type: 'code.rejected', reason: error.reason, grantId: null, ...error.about })
+    return sendJsonError(reply, error)
+  })
+}

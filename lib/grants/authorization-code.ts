@@ -1,0 +1,75 @@
+import type { FastifyRequest } from 'fastify'
+import type { Client } from '../clients/client.js'
+import type { Settings } from '../options.js'
+import { checkPossession } from '../protocol/authorization-code.js'
+import { OAuthError } from '../protocol/errors.js'
+import type { Parameters } from '../protocol/parameters.js'
+import { redirectHost } from '../protocol/redirect-uri.js'
+import { findResource } from '../protocol/resource.js'
+import { formatScope } from '../protocol/scope.js'
+import { createToken, hashToken } from '../protocol/secret.js'
+
+/** A successful answer of the token endpoint. RFC 6749 §5.1. */
+export interface TokenResponse {
+  access_token: string
+  token_type: 'Bearer'
+  /** Always there: some clients start over without it. */
+  scope: string
+}
+
+/**
+ * Redeems an authorization code. RFC 6749 §4.1.3.
+ *
+ * The one INSERT that stores the token also spends the code, since the code's id is the row's key. It comes last: who
+ * cannot prove possession must be able neither to burn a code nor to end its owner's grant.
+ *
+ * @throws OAuthError `invalid_grant`, `invalid_request`, `invalid_target`
+ * @throws StoreUnavailableError
+ */
+export async function redeemAuthorizationCode (settings: Settings, request: FastifyRequest, client: Client, parameters: Parameters, now: number): Promise<TokenResponse> {
+  const sealed = parameters.get('code')
+  if (sealed === undefined) {
+    throw new OAuthError('invalid_request', 'The code is missing.', { reason: 'code_missing' })
+  }
+  const code = await settings.codes.open(sealed, now)
+  if (code === 'unreadable' || code === 'expired') {
+    throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason: `code_${code}`, about: { clientId: client.clientId } })
+  }
+  const resource = findResource(parameters.get('resource') ?? '', settings.resources)
+  checkPossession(code, client.clientId, resource?.uri, parameters)
+
+  const { grantId, userId, tenantId, clientId, clientName, scopes } = code
+  const accessToken = createToken('oat_')
+  const result = await settings.store.issue({
+    id: grantId,
+    tokenHash: hashToken(accessToken),
+    refreshHash: null,
+    previousRefreshHash: null,
+    refreshedAt: null,
+    refreshExpiresAt: null,
+    userId,
+    tenantId,
+    clientId,
+    clientName,
+    clientHost: redirectHost(code.redirectUri),
+    name: null,
+    scopes: formatScope(scopes),
+    resource: code.resource,
+    createdAt: now,
+    expiresAt: null,
+    lastUsedAt: null,
+    revokedAt: null,
+    revokedReason: null
+  }, { codeIssuedAt: code.issuedAt })
+
+  const about = { userId, clientId, grantId }
+  if (result === 'replayed') {
+    settings.emit(request, { type: 'token.revoked', ...about, grants: 1, reason: 'code_replayed' })
+    throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason: 'code_replayed', about })
+  }
+  if (result === 'disconnected') {
+    throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason: 'client_disconnected', about })
+  }
+  settings.emit(request, { type: 'token.issued', ...about, scopes })
+  return { access_token: accessToken, token_type: 'Bearer', scope: formatScope(scopes) }
+}

@@ -1,0 +1,132 @@
+import createError from '@fastify/error'
+import type { Settings } from '../options.js'
+import { findResource } from '../protocol/resource.js'
+import { formatScope } from '../protocol/scope.js'
+import { createGrantId, createToken, hashToken, isToken } from '../protocol/secret.js'
+import type { Selector, TokenRow, TokenStats } from '../store/store.js'
+import { grantOf, refusal, type Grant } from './grant.js'
+
+export interface CreateTokenOptions {
+  userId: string
+  tenantId?: string
+  /** Its label on the connected-apps page. */
+  name: string
+  scopes: readonly string[]
+  /** URL of the only resource it is for. Default: any of this app. */
+  resource?: string
+  /** Epoch milliseconds. Default: never. */
+  expiresAt?: number
+}
+
+/** A grant as its user sees it. Times are epoch milliseconds. */
+export interface ListedGrant extends Grant {
+  /** The label of a personal access token. */
+  name: string | null
+  /** The host that received the code. */
+  clientHost: string | null
+  createdAt: number
+  lastUsedAt: number | null
+}
+
+/** `app.oauth.tokens`. Every method may reject with `StoreUnavailableError`. */
+export interface Tokens {
+  /** Makes a personal access token. `token` is told this once and stored nowhere. Throws FST_MCP_OAUTH_INVALID_TOKEN_OPTION. */
+  create: (options: CreateTokenOptions) => Promise<{ token: string, grantId: string }>
+  /** The grant of a live token, of any resource or of the given one (its URL); null for anything else. */
+  verify: (token: string, options?: { resource?: string }) => Promise<Grant | null>
+  /** A user's live grants, oldest first. */
+  list: (selector: { userId: string }) => Promise<ListedGrant[]>
+  /** Ends grants at once, codes on their way included; answers how many were live. */
+  revoke: (selector: Selector) => Promise<number>
+  /** Counts rows by state. Reads the whole table. */
+  stats: () => Promise<TokenStats>
+  /** Deletes rows that were revoked or expired over 30 days ago; answers how many. Also runs hourly by itself. */
+  purge: () => Promise<number>
+}
+
+/** Revoked rows outlive every code, or a code could be replayed after its row is gone; the rest of the time is for people. */
+const RETENTION = 30 * 24 * 60 * 60 * 1000
+const PURGE_BATCH = 500
+
+const TokenOptionError = createError('FST_MCP_OAUTH_INVALID_TOKEN_OPTION', 'tokens.create(): %s', 500, TypeError)
+const SelectorError = createError('FST_MCP_OAUTH_INVALID_SELECTOR', 'tokens.revoke(): expected { grantId }, { userId }, { userId, clientId } or { clientId } with non-empty strings', 500, TypeError)
+
+export function createTokens ({ store, scopes, resources, emit }: Settings): Tokens {
+  return {
+    async create (options) {
+      const { userId, tenantId, name, resource, expiresAt } = options
+      const now = Date.now()
+      if (typeof userId !== 'string' || userId === '') throw new TokenOptionError('userId must be a string')
+      if (typeof name !== 'string' || name === '') throw new TokenOptionError('name must be a string')
+      const unknown = options.scopes.filter((scope) => !scopes.names.includes(scope))
+      if (unknown.length > 0) throw new TokenOptionError(`unknown scope ${unknown.join(', ')}`)
+      if (options.scopes.length === 0) throw new TokenOptionError('scopes must have at least one entry')
+      const bound = resource === undefined ? undefined : findResource(resource, resources)
+      if (resource !== undefined && bound === undefined) throw new TokenOptionError(`unknown resource ${resource}`)
+      if (expiresAt !== undefined && !(Number.isInteger(expiresAt) && expiresAt > now)) throw new TokenOptionError('expiresAt must be epoch milliseconds in the future')
+
+      const token = createToken('pat_')
+      const row: TokenRow = {
+        id: createGrantId(),
+        tokenHash: hashToken(token),
+        refreshHash: null,
+        previousRefreshHash: null,
+        refreshedAt: null,
+        refreshExpiresAt: null,
+        userId,
+        tenantId: tenantId ?? null,
+        clientId: null,
+        clientName: null,
+        clientHost: null,
+        name,
+        scopes: formatScope(scopes.expand(options.scopes)),
+        resource: bound?.uri ?? null,
+        createdAt: now,
+        expiresAt: expiresAt ?? null,
+        lastUsedAt: null,
+        revokedAt: null,
+        revokedReason: null
+      }
+      await store.issue(row)
+      emit(null, { type: 'token.issued', userId, grantId: row.id, scopes: [...grantOf(row).scopes] })
+      return { token, grantId: row.id }
+    },
+
+    async verify (token, { resource } = {}) {
+      if (!isToken(token)) return null
+      const row = await store.findByTokenHash(hashToken(token))
+      return row !== null && refusal(row, resource, Date.now()) === undefined ? grantOf(row) : null
+    },
+
+    async list ({ userId }) {
+      return (await store.list({ userId }, Date.now())).map((row) => {
+        const { name, clientHost, createdAt, lastUsedAt } = row
+        return { ...grantOf(row), name, clientHost, createdAt, lastUsedAt }
+      })
+    },
+
+    async revoke (selector) {
+      const values = Object.values(selector)
+      // An undefined id must not silently widen what is revoked: { userId, clientId: undefined } is a bug, not "all".
+      if (values.length === 0 || !values.every((value) => typeof value === 'string' && value !== '')) throw new SelectorError()
+      const grants = await store.revoke(selector, 'disconnected', Date.now())
+      emit(null, { type: 'token.revoked', grantId: null, ...selector, grants, reason: 'disconnected' })
+      return grants
+    },
+
+    async stats () {
+      return await store.stats(Date.now())
+    },
+
+    async purge () {
+      const before = Date.now() - RETENTION
+      let deleted = 0
+      for (let batch = PURGE_BATCH; batch === PURGE_BATCH;) {
+        batch = await store.purge(before, PURGE_BATCH)
+        deleted += batch
+        await new Promise((resolve) => setImmediate(resolve))
+      }
+      return deleted
+    }
+  }
+}

@@ -1,0 +1,51 @@
+import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
+import { OAuthError } from '../protocol/errors.js'
+import { StoreUnavailableError } from '../store/store.js'
+
+/** Seconds after which a client may try again when the store is out of reach. */
+export const RETRY_AFTER = 5
+
+/** Whatever was thrown, in the words of the RFCs. Unexpected errors are 500, never a 400. */
+export function toOAuthError (error: unknown): OAuthError {
+  if (error instanceof OAuthError) return error
+  if (error instanceof StoreUnavailableError) {
+    return new OAuthError('temporarily_unavailable', 'The server cannot answer right now.', { reason: 'store_unavailable', cause: error })
+  }
+  const { statusCode = 500 } = error as FastifyError
+  if (statusCode === 413) {
+    return new OAuthError('invalid_request', 'The request is too large.', { reason: 'body_too_large', statusCode, cause: error })
+  }
+  if (statusCode === 415) {
+    return new OAuthError('invalid_request', 'The content type is not supported here.', { reason: 'content_type_unsupported', statusCode, cause: error })
+  }
+  if (statusCode === 429) {
+    return new OAuthError('temporarily_unavailable', 'Too many requests.', { reason: 'rate_limited', statusCode, cause: error })
+  }
+  if (statusCode >= 400 && statusCode < 500) {
+    return new OAuthError('invalid_request', 'The request cannot be read.', { reason: 'body_malformed', statusCode, cause: error })
+  }
+  return new OAuthError('server_error', 'Something went wrong.', { reason: 'unexpected', cause: error })
+}
+
+/** The precise reason, for the log. A refusal is news; a failure of ours is an error with its cause. */
+export function logRefusal (request: FastifyRequest, error: OAuthError): void {
+  const { reason, statusCode, about } = error
+  if (statusCode >= 500) request.log.error({ err: error.cause ?? error, reason, ...about }, `oauth: ${error.code}`)
+  else request.log.info({ reason, ...about }, `oauth: ${error.code}`)
+}
+
+/** RFC 6749 §5.2. */
+export function sendJsonError (reply: FastifyReply, error: OAuthError): FastifyReply {
+  if (error.statusCode === 503) reply.header('retry-after', RETRY_AFTER)
+  return sendJson(reply.code(error.statusCode), { error: error.code, error_description: error.description })
+}
+
+/** Serialized here, whatever serializer the host has set. Nothing that OAuth answers with may be stored by a cache. */
+export function sendJson (reply: FastifyReply, body: object): FastifyReply {
+  return reply
+    .header('cache-control', 'no-store')
+    .header('pragma', 'no-cache')
+    .type('application/json; charset=utf-8')
+    .serializer(String)
+    .send(JSON.stringify(body))
+}

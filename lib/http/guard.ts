@@ -1,0 +1,183 @@
+import createError from '@fastify/error'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { grantOf, refusal, type Grant } from '../grants/grant.js'
+import type { FallbackGrant, Settings } from '../options.js'
+import { formatChallenge } from '../protocol/challenge.js'
+import { OAuthError, type Reason } from '../protocol/errors.js'
+import type { Resource } from '../protocol/resource.js'
+import { formatScope } from '../protocol/scope.js'
+import { hashToken, isToken } from '../protocol/secret.js'
+import { allowAnyOriginOnReply, sendPreflight } from './cors.js'
+import { logRefusal, sendJsonError, toOAuthError } from './errors.js'
+
+export interface ProtectOptions {
+  /** Scopes that every request to the route needs. Default none. */
+  scopes?: readonly string[]
+  /** Path of the resource that the token must be for. Needed where `resources` has several; default the only one. */
+  resource?: string
+}
+
+/** An `onRequest` hook. */
+export type Guard = (request: FastifyRequest, reply: FastifyReply) => Promise<FastifyReply | undefined>
+
+/** What the MCP TypeScript SDK hands to tools as `authInfo`. */
+export interface AuthInfo {
+  token: string
+  clientId: string
+  scopes: string[]
+  /** Epoch seconds. */
+  expiresAt?: number
+  resource?: URL
+  extra: { userId: string | null, tenantId: string | null, grantId: string, clientName: string | null }
+}
+
+const ProtectError = createError('FST_MCP_OAUTH_INVALID_PROTECT', 'protect(): %s', 500, TypeError)
+
+/** At most this often is the use of a token noted. */
+const TOUCH_INTERVAL = 60_000
+
+/** The grant on whose behalf a request is made: `request.oauth`. */
+export class RequestGrant implements Grant {
+  readonly grantId: string
+  readonly userId: string | null
+  readonly tenantId: string | null
+  readonly clientId: string | null
+  readonly clientName: string | null
+  readonly scopes: readonly string[]
+  readonly resource: string | null
+  readonly expiresAt: number | null
+  readonly #token: string
+  readonly #reply: FastifyReply
+  readonly #refuseScope: RefuseScope
+
+  /** @internal */
+  constructor (grant: Grant, token: string, reply: FastifyReply, refuseScope: RefuseScope) {
+    this.grantId = grant.grantId
+    this.userId = grant.userId
+    this.tenantId = grant.tenantId
+    this.clientId = grant.clientId
+    this.clientName = grant.clientName
+    this.scopes = grant.scopes
+    this.resource = grant.resource
+    this.expiresAt = grant.expiresAt
+    this.#token = token
+    this.#reply = reply
+    this.#refuseScope = refuseScope
+  }
+
+  /**
+   * For scopes that only the body tells, such as those of an MCP tool. Call it before anything is sent.
+   *
+   * @throws OAuthError `insufficient_scope`, 403, with the challenge already on the reply. RFC 6750 §3.1
+   */
+  require (...scopes: string[]): void {
+    if (!hasScopes(this, scopes)) throw this.#refuseScope(this.#reply, this, scopes)
+  }
+
+  /** For the MCP TypeScript SDK. It holds the token: hand it on, do not log it. */
+  authInfo (): AuthInfo {
+    const { grantId, userId, tenantId, clientId, clientName, scopes, resource, expiresAt } = this
+    return {
+      token: this.#token,
+      clientId: clientId ?? grantId,
+      scopes: [...scopes],
+      ...(expiresAt !== null && { expiresAt: Math.floor(expiresAt / 1000) }),
+      ...(resource !== null && { resource: new URL(resource) }),
+      extra: { userId, tenantId, grantId, clientName }
+    }
+  }
+}
+
+type RefuseScope = (reply: FastifyReply, grant: Grant, needed: readonly string[]) => OAuthError
+
+/**
+ * `app.oauth.protect()`. Reads the Authorization header only: tokens in a query or a form end up in logs and histories.
+ *
+ * @throws FST_MCP_OAUTH_INVALID_PROTECT when the hook is made, for unknown scopes or an ambiguous resource
+ */
+export function createProtect (settings: Settings): (options?: ProtectOptions) => Guard {
+  const { store, fallbackToken, emit } = settings
+
+  return function protect ({ scopes: needed = [], resource: path } = {}) {
+    const resource = resolveResource(settings, path)
+    const unknown = needed.filter((scope) => !settings.scopes.names.includes(scope))
+    if (unknown.length > 0) throw new ProtectError(`unknown scope ${unknown.join(', ')}, expected ${settings.scopes.names.join(', ')}`)
+
+    const scope = formatScope(needed)
+    const resourceMetadata = resource.metadataUrl
+    const missing = formatChallenge({ resource_metadata: resourceMetadata, scope })
+    const invalid = formatChallenge({ error: 'invalid_token', error_description: 'The access token is invalid.', resource_metadata: resourceMetadata, scope })
+
+    const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, grant?: { id?: string, userId: string | null, clientId: string | null }): FastifyReply => {
+      emit(request, { type: 'token.rejected', reason, userId: grant?.userId ?? null, clientId: grant?.clientId ?? null, grantId: grant?.id ?? null })
+      reply.header('www-authenticate', reason === 'token_missing' ? missing : invalid)
+      return sendJsonError(reply, new OAuthError('invalid_token', 'A valid access token is needed.', { reason }))
+    }
+
+    const refuseScope: RefuseScope = (reply, grant, scopes) => {
+      const { userId, clientId, grantId } = grant
+      emit(reply.request, { type: 'token.rejected', reason: 'token_scope_insufficient', userId, clientId, grantId })
+      // What the token has is asked for again, or the client would trade one scope for the other, back and forth.
+      const all = new Set([...grant.scopes, ...needed, ...scopes])
+      const error = new OAuthError('insufficient_scope', 'The access token lacks a scope.', { reason: 'token_scope_insufficient', about: { userId, clientId, grantId } })
+      reply.header('www-authenticate', formatChallenge({
+        error: 'insufficient_scope', error_description: error.description, resource_metadata: resourceMetadata, scope: formatScope([...all])
+      }))
+      return error
+    }
+
+    return async function guard (request, reply) {
+      // Preflights carry no token. They are answered here, so that no OPTIONS request reaches a handler without a grant.
+      if (request.method === 'OPTIONS') return sendPreflight(reply)
+      allowAnyOriginOnReply(reply)
+
+      const token = bearerToken(request.headers.authorization)
+      if (token === '') return refuseToken(request, reply, 'token_missing')
+      try {
+        const now = Date.now()
+        const row = isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
+        const foreign = row === null ? fallbackGrant(await fallbackToken?.(token, request)) : null
+        const grant = row === null ? foreign : grantOf(row)
+        if (grant === null) return refuseToken(request, reply, 'token_unknown')
+        const reason = refusal(row ?? grant, resource.uri, now)
+        if (reason !== undefined) return refuseToken(request, reply, reason, { id: grant.grantId, userId: grant.userId, clientId: grant.clientId })
+
+        request.oauth = new RequestGrant(grant, token, reply, refuseScope)
+        if (!hasScopes(grant, needed)) {
+          request.oauth = null
+          return sendJsonError(reply, refuseScope(reply, grant, needed))
+        }
+        if (row !== null && now - (row.lastUsedAt ?? 0) >= TOUCH_INTERVAL) store.touch(row.id, now)
+      } catch (thrown) {
+        const error = toOAuthError(thrown)
+        logRefusal(request, error)
+        return sendJsonError(reply, error)
+      }
+      return undefined
+    }
+  }
+}
+
+/** The token of a Bearer header; empty for none. The scheme's case does not matter. RFC 9110 §11.1, RFC 6750 §2.1. */
+function bearerToken (authorization: string | undefined): string {
+  if (authorization === undefined || authorization.length < 7) return ''
+  return authorization.slice(0, 7).toLowerCase() === 'bearer ' ? authorization.slice(7).trim() : ''
+}
+
+function hasScopes (grant: Grant, needed: readonly string[]): boolean {
+  return needed.every((scope) => grant.scopes.includes(scope))
+}
+
+function fallbackGrant (grant: FallbackGrant | null | undefined): Grant | null {
+  if (grant == null) return null
+  const { userId, scopes, tenantId = null, clientId = null, clientName = null, resource = null, expiresAt = null } = grant
+  return { grantId: '', userId, tenantId, clientId, clientName, scopes, resource, expiresAt }
+}
+
+function resolveResource ({ resources }: Settings, path: string | undefined): Resource {
+  const paths = resources.map((resource) => resource.path).join(', ')
+  if (path === undefined && resources.length > 1) throw new ProtectError(`resource is needed where there are several, one of ${paths}`)
+  const resource = path === undefined ? resources[0] : resources.find((candidate) => candidate.path === path)
+  if (resource === undefined) throw new ProtectError(`unknown resource ${path}, expected one of ${paths}`)
+  return resource
+}

@@ -1,0 +1,108 @@
+import view from '@fastify/view'
+import { Eta } from 'eta'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { createHash } from 'node:crypto'
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import type { Settings } from '../options.js'
+import { AuthorizationError, type OAuthError } from '../protocol/errors.js'
+import { authorizationResponse } from '../protocol/redirect-uri.js'
+import { RETRY_AFTER, logRefusal, toOAuthError } from './errors.js'
+
+const BUILT_IN = fileURLToPath(new URL('../../views/', import.meta.url))
+
+export type Page = 'consent' | 'connected-apps' | 'error'
+
+/** The view engine and the stylesheet, under names of their own: the host may use @fastify/view too. */
+export async function addPages (app: FastifyInstance, settings: Settings): Promise<void> {
+  const file = (name: string): string => {
+    const own = settings.views === undefined ? undefined : join(settings.views, name)
+    return own !== undefined && existsSync(own) ? own : join(BUILT_IN, name)
+  }
+  const eta = new Eta({ views: BUILT_IN })
+  eta.resolvePath = (template) => file(`${template.replace(/^\.?\//, '').replace(/\.eta$/, '')}.eta`)
+
+  const styles = readFileSync(file('styles.css'))
+  const version = createHash('sha256').update(styles).digest('base64url').slice(0, 12)
+  await app.register(view, {
+    engine: { eta },
+    templates: BUILT_IN,
+    propertyName: 'oauthView',
+    // The built-in files never change while we run; an app's own do while it is being written.
+    production: settings.views === undefined || process.env.NODE_ENV === 'production',
+    defaultContext: { stylesUrl: `${settings.paths.styles}?v=${version}`, siteName: siteName(settings) }
+  })
+  app.get(settings.paths.styles, (_request, reply) => reply
+    .header('cache-control', 'public, max-age=31536000, immutable')
+    .header('x-content-type-options', 'nosniff')
+    .type('text/css; charset=utf-8')
+    .send(styles))
+}
+
+/**
+ * Sends a page that cannot be framed, stored or made to run anything. `formAction` lists where its forms may lead;
+ * undefined leaves that open, because Chromium applies it to every redirect that follows the post.
+ */
+export async function sendPage (reply: FastifyReply, statusCode: number, page: Page, data: object, formAction: string | undefined): Promise<FastifyReply> {
+  const policy = ["default-src 'none'", "style-src 'self'", 'img-src data:', "base-uri 'none'", "frame-ancestors 'none'"]
+  if (formAction !== undefined) policy.push(`form-action ${formAction}`)
+  const html = await reply.oauthViewAsync(page, data)
+  return protect(reply)
+    .code(statusCode)
+    .header('content-security-policy', policy.join('; '))
+    .header('x-frame-options', 'DENY')
+    .header('x-content-type-options', 'nosniff')
+    .type('text/html; charset=utf-8')
+    .serializer(String)
+    .send(html)
+}
+
+/** 303: the browser follows with GET, whatever it came with, and repeats no form. RFC 9700 §4.12. */
+export function redirectToClient (reply: FastifyReply, redirectUri: string, parameters: Record<string, string | undefined>): FastifyReply {
+  return protect(reply).redirect(authorizationResponse(redirectUri, parameters), 303)
+}
+
+/** Errors of pages: back to the client where their type says that they may travel, otherwise a page. */
+export function pageErrorHandler (settings: Settings) {
+  return async function (thrown: unknown, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
+    const error = toOAuthError(thrown)
+    logRefusal(request, error)
+    if (error instanceof AuthorizationError) {
+      const { redirectUri, state, code, description } = error
+      return redirectToClient(reply, redirectUri, { error: code, error_description: description, state, iss: settings.issuer })
+    }
+    if (error.statusCode === 503) reply.header('retry-after', RETRY_AFTER)
+    return await sendPage(reply, error.statusCode, 'error', { error, advice: adviceFor(error) }, "'none'")
+  }
+}
+
+/** What the person in front of the page can do about it. */
+function adviceFor (error: OAuthError): string {
+  switch (error.reason) {
+    case 'client_unknown':
+    case 'redirect_uri_unregistered':
+      return 'Your app’s registration is not valid here any more. Remove this server from your app and add it again.'
+    case 'ticket_expired':
+    case 'ticket_for_another_user':
+    case 'ticket_unreadable':
+    case 'signed_out':
+      return 'Nothing was changed. Go back to your app and connect again, or reload the page you came from.'
+    case 'rate_limited':
+      return 'Wait a minute, then try again.'
+    case 'grant_unknown':
+      return 'It may have been disconnected already.'
+    default:
+      return error.statusCode >= 500
+        ? 'Nothing was changed. Try again in a moment.'
+        : 'Your app sent something that this site cannot accept. Try to connect again; if it happens again, tell the makers of the app.'
+  }
+}
+
+function protect (reply: FastifyReply): FastifyReply {
+  return reply.header('cache-control', 'no-store').header('referrer-policy', 'no-referrer')
+}
+
+function siteName ({ resources, issuer }: Settings): string {
+  return resources[0].name ?? new URL(issuer).host
+}

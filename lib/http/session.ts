@@ -1,0 +1,21 @@
+import createError from '@fastify/error'
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { Settings, User } from '../options.js'
+
+const CurrentUserError = createError('FST_MCP_OAUTH_INVALID_USER', 'currentUser must answer null or { id, name?, tenantId? } with strings, got %s')
+
+/** Who is signed in to the host app. Only its own session is asked, never a token. */
+export async function signedInUser (settings: Settings, request: FastifyRequest): Promise<User | null> {
+  const user = await settings.currentUser(request) ?? null
+  if (user === null) return null
+  const { id, name, tenantId } = user
+  const isUser = typeof id === 'string' && id !== '' &&
+    (name === undefined || typeof name === 'string') && (tenantId === undefined || typeof tenantId === 'string')
+  if (!isUser) throw new CurrentUserError(`an object with id: ${typeof id}, name: ${typeof name}, tenantId: ${typeof tenantId}`)
+  return user
+}
+
+/** Sends the browser to the host's sign-in; `returnTo` is a path of this app. */
+export function sendToLogin (settings: Settings, request: FastifyRequest, reply: FastifyReply, returnTo: string): FastifyReply {
+  return reply.header('cache-control', 'no-store').redirect(settings.loginUrl(request, returnTo), 303)
+}

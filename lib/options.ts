@@ -1,0 +1,331 @@
+import createError from '@fastify/error'
+import type { RateLimitOptions, RateLimitPluginOptions } from '@fastify/rate-limit'
+import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
+import { existsSync } from 'node:fs'
+import { createClientFinder, type ClientSource } from './clients/client.js'
+import { configuredClients, type ConfiguredClients } from './clients/configured.js'
+import { registeredClients, type ClientIdPayload } from './clients/registered.js'
+import { createEmit, type AuditEvent, type Emit } from './events.js'
+import type { AuthorizationCode } from './protocol/authorization-code.js'
+import { isRedirectUri } from './protocol/redirect-uri.js'
+import type { Resource } from './protocol/resource.js'
+import { ScopeCatalogue, isScopeToken, type ScopeDefinition } from './protocol/scope.js'
+import { Sealer, Signer } from './protocol/sealed.js'
+import { parseKey } from './protocol/secret.js'
+import type { ConsentTicket, PageTicket } from './protocol/tickets.js'
+import { sqliteStore } from './store/sqlite.js'
+import type { TokenStore } from './store/store.js'
+
+/** The person in front of the browser, as your app knows them. */
+export interface User {
+  /** What grants are filed under. Must never be given to another person. */
+  id: string
+  /** Shown on the pages: "Signed in as …". */
+  name?: string
+  /** The organisation the user is acting in, where your app has such. Fixed in the grant at consent. */
+  tenantId?: string
+}
+
+/** What `fallbackToken` answers for a token of your own kind. */
+export interface FallbackGrant {
+  userId: string
+  scopes: readonly string[]
+  tenantId?: string
+  clientId?: string
+  clientName?: string
+  /** Canonical URL of the only resource it is for. Default: any of this app. */
+  resource?: string
+  /** Epoch milliseconds. Default: never. */
+  expiresAt?: number
+}
+
+export interface ResourceOptions {
+  /** Path of the route as clients see it: `/mcp`. */
+  path: string
+  /** Shown at consent and in the metadata. Default: the issuer's host. */
+  name?: string
+  /** The scopes that make sense here. Default: all. */
+  scopes?: readonly string[]
+  /** URL of a page for developers. */
+  documentation?: string
+}
+
+/** Requests for each window and client address, or whatever @fastify/rate-limit takes for a route. */
+export type EndpointLimit = RateLimitOptions | false
+
+export interface RateLimits extends Omit<RateLimitPluginOptions, 'global' | 'max' | 'timeWindow'> {
+  /** Default 10 a minute. */
+  register?: EndpointLimit
+  /** Token and revocation endpoint. Default 120 a minute. */
+  token?: EndpointLimit
+  /** Consent and connected apps. Default 60 a minute. */
+  authorize?: EndpointLimit
+}
+
+export interface McpOAuthOptions {
+  /** Your public address: `https://notes.example.com`, a path may follow. No trailing slash; http only on loopback. */
+  issuer: string
+  /** Secrets of at least 32 bytes, base64url or hexadecimal. The first seals, all of them open. */
+  keys: readonly string[]
+  /** What tokens may allow: name → description, or `{ description, implies }`. */
+  scopes: Readonly<Record<string, string | ScopeDefinition>>
+  /** Who is signed in, from your own session; null for nobody. Never from a token. */
+  currentUser: (request: FastifyRequest) => User | null | undefined | Promise<User | null | undefined>
+  /** Where to sign in. A string gets `?return_to=<path>` added; a function builds the whole URL. */
+  loginUrl: string | ((request: FastifyRequest, returnTo: string) => string)
+  /** Default `sqliteStore({ path: 'oauth.db' })`. */
+  store?: TokenStore
+  /** What tokens are for. The first is the default. Default `[{ path: '/mcp' }]`. */
+  resources?: readonly ResourceOptions[]
+  /** Seconds from consent to redemption, at most 600. Default 60. */
+  codeLifetime?: number
+  /** Dynamic registration. Loopback redirect URIs may register, and the exact ones listed here. Default enabled. */
+  registration?: { enabled?: boolean, redirectUris?: readonly string[] }
+  /** Clients you register by hand. Default none. */
+  clients?: ConfiguredClients
+  /** The page on which users disconnect apps. Default `{ path: '/my/connected_apps' }`; false leaves it out. */
+  connectedApps?: { path?: string } | false
+  /** Limits for each client address; false turns them off. */
+  rateLimit?: RateLimits | false
+  /** Absolute path of a folder whose files replace the built-in views, file by file. */
+  views?: string
+  /** Also serve /authorize, /token and /register, for clients of MCP 2025-03-26. Default false. */
+  rootAliases?: boolean
+  /** Asked by the guard for a token that is not in the store: your older API keys keep working. */
+  fallbackToken?: (token: string, request: FastifyRequest) => FallbackGrant | null | undefined | Promise<FallbackGrant | null | undefined>
+  /** Gets every audit event. What it throws is logged and changes nothing. */
+  onEvent?: (event: AuditEvent) => unknown
+}
+
+/** The options, checked and complete, with what is made from them once. Frozen. */
+export interface Settings {
+  readonly issuer: string
+  /** Path of each endpoint as the browser sees it. */
+  readonly paths: {
+    readonly authorization: string
+    readonly token: string
+    readonly registration: string
+    readonly revocation: string
+    readonly styles: string
+    /** Null without the page. */
+    readonly connectedApps: string | null
+  }
+  /** The absolute URL of a path. Made from `issuer`, never from a request. */
+  readonly url: (path: string) => string
+  readonly scopes: ScopeCatalogue
+  readonly resources: readonly [Resource, ...Resource[]]
+  /** Milliseconds. */
+  readonly codeLifetime: number
+  readonly grantTypes: readonly string[]
+  readonly registration: { readonly enabled: boolean, readonly redirectUris: readonly string[] }
+  readonly rateLimit: RateLimits | false
+  readonly rootAliases: boolean
+  readonly views: string | undefined
+  readonly currentUser: McpOAuthOptions['currentUser']
+  readonly loginUrl: (request: FastifyRequest, returnTo: string) => string
+  readonly fallbackToken: McpOAuthOptions['fallbackToken']
+  readonly store: TokenStore
+  readonly findClient: ClientSource
+  readonly codes: Sealer<AuthorizationCode>
+  readonly consentTickets: Sealer<ConsentTicket>
+  readonly pageTickets: Sealer<PageTicket>
+  readonly clientIds: Signer<ClientIdPayload>
+  readonly emit: Emit
+}
+
+export const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
+
+const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 'store', 'resources', 'codeLifetime',
+  'registration', 'clients', 'connectedApps', 'rateLimit', 'views', 'rootAliases', 'fallbackToken', 'onEvent'])
+
+/**
+ * Checks every option and builds what endpoints share.
+ *
+ * @throws FST_MCP_OAUTH_INVALID_OPTION naming the option, what was expected and what was given
+ */
+export async function resolveOptions (options: McpOAuthOptions, log: FastifyBaseLogger): Promise<Settings> {
+  for (const name of Object.keys(options)) {
+    expect(KNOWN.has(name), name, `one of ${[...KNOWN].join(', ')}`, 'an option of that name')
+  }
+  const { origin, pathname } = parseIssuer(options.issuer)
+  const base = pathname === '/' ? '' : pathname
+  const keys = parseKeys(options.keys)
+  const scopes = parseScopes(options.scopes)
+  const resources = parseResources(options.resources, origin, scopes)
+  const clientIds = await Signer.create<ClientIdPayload>(keys, 'client')
+  const clients = parseClients(options.clients)
+  const { currentUser, loginUrl, codeLifetime = 60, rateLimit = {}, rootAliases = false, views, fallbackToken, onEvent } = options
+
+  expect(typeof currentUser === 'function', 'currentUser', 'a function (request) => user or null', currentUser)
+  expect(typeof loginUrl === 'function' || (typeof loginUrl === 'string' && /^(\/(?![/\\])|https?:\/\/)/.test(loginUrl)), 'loginUrl', "a path such as '/login', an http(s) URL, or a function", loginUrl)
+  expect(Number.isInteger(codeLifetime) && codeLifetime >= 1 && codeLifetime <= 600, 'codeLifetime', 'whole seconds from 1 to 600', codeLifetime)
+  expect(rateLimit === false || isObject(rateLimit), 'rateLimit', 'false or an object', rateLimit)
+  expect(typeof rootAliases === 'boolean', 'rootAliases', 'true or false', rootAliases)
+  expect(views === undefined || (typeof views === 'string' && existsSync(views)), 'views', 'the path of an existing folder', views)
+  expect(fallbackToken === undefined || typeof fallbackToken === 'function', 'fallbackToken', 'a function (token, request) => grant or null', fallbackToken)
+  expect(onEvent === undefined || typeof onEvent === 'function', 'onEvent', 'a function (event) => void', onEvent)
+
+  return Object.freeze({
+    issuer: options.issuer,
+    paths: Object.freeze({
+      authorization: `${base}/oauth/authorize`,
+      token: `${base}/oauth/token`,
+      registration: `${base}/oauth/register`,
+      revocation: `${base}/oauth/revoke`,
+      styles: `${base}/oauth/styles.css`,
+      connectedApps: parseConnectedApps(options.connectedApps)
+    }),
+    url: (path: string) => origin + path,
+    scopes,
+    resources,
+    codeLifetime: codeLifetime * 1000,
+    grantTypes: ['authorization_code'],
+    registration: parseRegistration(options.registration),
+    rateLimit,
+    rootAliases,
+    views,
+    currentUser,
+    loginUrl: typeof loginUrl === 'function' ? loginUrl : (_request: FastifyRequest, returnTo: string) => withReturnTo(loginUrl, returnTo),
+    fallbackToken,
+    store: parseStore(options.store),
+    findClient: createClientFinder([configuredClients(clients), registeredClients(clientIds)]),
+    codes: await Sealer.create<AuthorizationCode>(keys, 'code'),
+    consentTickets: await Sealer.create<ConsentTicket>(keys, 'consent'),
+    pageTickets: await Sealer.create<PageTicket>(keys, 'page'),
+    clientIds,
+    emit: createEmit(onEvent, log)
+  })
+}
+
+function parseIssuer (issuer: unknown): URL {
+  const expected = 'an https origin, perhaps with a path and without a trailing slash, such as https://notes.example.com; http only for localhost, 127.0.0.1 and [::1]'
+  expect(typeof issuer === 'string' && URL.canParse(issuer), 'issuer', expected, issuer)
+  const url = new URL(issuer)
+  const isSafe = url.protocol === 'https:' || (url.protocol === 'http:' && ['localhost', '127.0.0.1', '[::1]'].includes(url.hostname))
+  // Clients compare the issuer byte for byte, so it must already be in the form in which URLs are built from it.
+  const canonical = url.origin + (url.pathname === '/' ? '' : url.pathname)
+  expect(isSafe && issuer === canonical && !issuer.endsWith('/'), 'issuer', expected, issuer)
+  return url
+}
+
+function parseKeys (keys: unknown): Uint8Array[] {
+  const expected = 'a list of one or more secrets, each at least 32 bytes in base64url or hexadecimal'
+  expect(Array.isArray(keys) && keys.length > 0, 'keys', expected, Array.isArray(keys) ? 'an empty list' : typeof keys)
+  return keys.map((text: unknown, index) => {
+    const key = typeof text === 'string' ? parseKey(text) : undefined
+    // What was given is a secret, so only its size is told.
+    expect(key !== undefined, `keys[${index}]`, expected, typeof text === 'string' ? `a string of ${text.length} characters` : typeof text)
+    return key
+  })
+}
+
+function parseScopes (scopes: unknown): ScopeCatalogue {
+  const expected = "an object of name → description, such as { read: 'Read your notes' }"
+  expect(isObject(scopes) && Object.keys(scopes).length > 0, 'scopes', expected, scopes)
+  const definitions = new Map<string, ScopeDefinition>()
+  for (const [name, value] of Object.entries(scopes)) {
+    expect(isScopeToken(name), `scopes.${name}`, 'a name of printable ASCII without spaces, quotes and backslashes', name)
+    const definition = typeof value === 'string' ? { description: value } : value as ScopeDefinition
+    expect(isObject(definition) && typeof definition.description === 'string' && definition.description !== '', `scopes.${name}`, 'a description, or { description, implies }', value)
+    expect(definition.implies === undefined || isStrings(definition.implies), `scopes.${name}.implies`, 'a list of scope names', definition.implies)
+    for (const implied of definition.implies ?? []) {
+      expect(implied in scopes, `scopes.${name}.implies`, `names among ${Object.keys(scopes).join(', ')}`, implied)
+    }
+    definitions.set(name, definition)
+  }
+  return new ScopeCatalogue(definitions)
+}
+
+function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string, scopes: ScopeCatalogue): [Resource, ...Resource[]] {
+  expect(Array.isArray(resources) && resources.length > 0, 'resources', "a list such as [{ path: '/mcp' }]", resources)
+  const parsed = resources.map((resource: ResourceOptions, index): Resource => {
+    const at = `resources[${index}]`
+    expect(isObject(resource), at, "an object such as { path: '/mcp' }", resource)
+    const { path, name, documentation } = resource
+    expect(isPath(path) && (path === '/' || !path.endsWith('/')), `${at}.path`, "a path such as '/mcp', without a trailing slash, query or parameters", path)
+    expect(name === undefined || (typeof name === 'string' && name !== ''), `${at}.name`, 'a name', name)
+    expect(documentation === undefined || (typeof documentation === 'string' && /^https?:/.test(documentation) && URL.canParse(documentation)), `${at}.documentation`, 'an http(s) URL', documentation)
+    expect(resource.scopes === undefined || isStrings(resource.scopes), `${at}.scopes`, 'a list of scope names', resource.scopes)
+    for (const scope of resource.scopes ?? []) {
+      expect(scopes.names.includes(scope), `${at}.scopes`, `names among ${scopes.names.join(', ')}`, scope)
+    }
+    const suffix = path === '/' ? '' : path
+    return {
+      path,
+      uri: origin + suffix,
+      scopes: resource.scopes ?? scopes.names,
+      metadataUrl: `${origin}/.well-known/oauth-protected-resource${suffix}`,
+      ...(name !== undefined && { name }),
+      ...(documentation !== undefined && { documentation })
+    }
+  })
+  parsed.forEach(({ path }, index) => expect(parsed.findIndex((other) => other.path === path) === index, `resources[${index}].path`, 'a path of its own', path))
+  return parsed as [Resource, ...Resource[]]
+}
+
+function parseRegistration (registration: unknown = {}): Settings['registration'] {
+  expect(isObject(registration), 'registration', 'an object { enabled, redirectUris }', registration)
+  const { enabled = true, redirectUris = [] } = registration as NonNullable<McpOAuthOptions['registration']>
+  expect(typeof enabled === 'boolean', 'registration.enabled', 'true or false', enabled)
+  expectRedirectUris(redirectUris, 'registration.redirectUris')
+  return { enabled, redirectUris }
+}
+
+function parseClients (clients: unknown = []): ConfiguredClients {
+  if (typeof clients === 'function') return clients as ConfiguredClients
+  expect(Array.isArray(clients), 'clients', 'a list of { clientId, clientName, redirectUris }, or a function', clients)
+  clients.forEach((client, index) => {
+    const at = `clients[${index}]`
+    expect(isObject(client), at, 'an object { clientId, clientName, redirectUris }', client)
+    expect(typeof client.clientId === 'string' && client.clientId !== '', `${at}.clientId`, 'a string', client.clientId)
+    expect(typeof client.clientName === 'string' && client.clientName !== '', `${at}.clientName`, 'a string', client.clientName)
+    expectRedirectUris(client.redirectUris, `${at}.redirectUris`)
+    expect((client.redirectUris as string[]).length > 0, `${at}.redirectUris`, 'at least one redirect URI', 'an empty list')
+  })
+  return clients as ConfiguredClients
+}
+
+function parseConnectedApps (connectedApps: unknown = {}): string | null {
+  if (connectedApps === false) return null
+  expect(isObject(connectedApps), 'connectedApps', "false or an object such as { path: '/my/connected_apps' }", connectedApps)
+  const { path = '/my/connected_apps' } = connectedApps
+  expect(isPath(path), 'connectedApps.path', "a path such as '/my/connected_apps'", path)
+  return path
+}
+
+function parseStore (store: unknown = sqliteStore({ path: 'oauth.db' })): TokenStore {
+  const methods = ['open', 'issue', 'findByTokenHash', 'find', 'list', 'rotate', 'revoke', 'touch', 'stats', 'purge', 'close']
+  const missing = methods.filter((name) => typeof (store as Record<string, unknown> | null)?.[name] !== 'function')
+  expect(missing.length === 0, 'store', 'a token store such as sqliteStore({ path })', `one without ${missing.join(', ')}`)
+  return store as TokenStore
+}
+
+function withReturnTo (loginUrl: string, returnTo: string): string {
+  return `${loginUrl}${loginUrl.includes('?') ? '&' : '?'}return_to=${encodeURIComponent(returnTo)}`
+}
+
+function expectRedirectUris (uris: unknown, at: string): asserts uris is string[] {
+  expect(isStrings(uris), at, 'a list of redirect URIs', uris)
+  uris.forEach((uri, index) => expect(isRedirectUri(uri), `${at}[${index}]`, 'an https URL, a loopback http URL or a private-use scheme, without fragment', uri))
+}
+
+function isPath (value: unknown): value is string {
+  return typeof value === 'string' && /^\/(?!\/)[A-Za-z0-9\-._~/]*$/.test(value)
+}
+
+function isStrings (value: unknown): value is string[] {
+  return Array.isArray(value) && value.every((entry) => typeof entry === 'string')
+}
+
+function isObject (value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+function expect (condition: boolean, option: string, expected: string, got: unknown): asserts condition {
+  if (!condition) throw new OptionError(option, expected, typeof got === 'string' ? got || 'an empty string' : describe(got))
+}
+
+function describe (value: unknown): string {
+  if (typeof value === 'function') return 'a function'
+  return JSON.stringify(value) ?? 'nothing'
+}

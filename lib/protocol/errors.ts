@@ -1,0 +1,120 @@
+/**
+ * Every error code that leaves this plugin, with its HTTP status.
+ * RFC 6749 §4.1.2.1 and §5.2, RFC 6750 §3.1, RFC 7591 §3.2.2, RFC 8707 §2.
+ */
+const STATUS = {
+  access_denied: 403,
+  insufficient_scope: 403,
+  invalid_client: 401,
+  invalid_client_metadata: 400,
+  invalid_grant: 400,
+  invalid_redirect_uri: 400,
+  invalid_request: 400,
+  invalid_scope: 400,
+  invalid_target: 400,
+  invalid_token: 401,
+  not_found: 404,
+  server_error: 500,
+  temporarily_unavailable: 503,
+  unsupported_grant_type: 400,
+  unsupported_response_type: 400
+} as const
+
+export type ErrorCode = keyof typeof STATUS
+
+/** Why a request was refused. Precise, so it goes to the log and to `onEvent`, never to the client. */
+export type Reason =
+  | 'body_malformed'
+  | 'body_too_large'
+  | 'client_disconnected'
+  | 'client_id_missing'
+  | 'client_metadata_invalid'
+  | 'client_mismatch'
+  | 'client_secret_not_expected'
+  | 'client_unknown'
+  | 'code_expired'
+  | 'code_missing'
+  | 'code_replayed'
+  | 'code_unreadable'
+  | 'content_type_unsupported'
+  | 'decision_missing'
+  | 'denied_by_user'
+  | 'grant_type_missing'
+  | 'grant_type_unsupported'
+  | 'grant_unknown'
+  | 'no_scope_left'
+  | 'parameter_array'
+  | 'parameter_repeated'
+  | 'pkce_challenge_malformed'
+  | 'pkce_challenge_missing'
+  | 'pkce_method_unsupported'
+  | 'pkce_mismatch'
+  | 'pkce_verifier_malformed'
+  | 'rate_limited'
+  | 'redirect_uri_mismatch'
+  | 'redirect_uri_missing'
+  | 'redirect_uri_not_allowed'
+  | 'redirect_uri_unregistered'
+  | 'resource_mismatch'
+  | 'resource_unknown'
+  | 'response_type_unsupported'
+  | 'signed_out'
+  | 'store_unavailable'
+  | 'ticket_expired'
+  | 'ticket_for_another_user'
+  | 'ticket_unreadable'
+  | 'token_expired'
+  | 'token_for_another_resource'
+  | 'token_missing'
+  | 'token_name_invalid'
+  | 'token_revoked'
+  | 'token_scope_insufficient'
+  | 'token_unknown'
+  | 'unexpected'
+
+export interface OAuthErrorOptions {
+  reason: Reason
+  /** Where the code's usual status does not fit: 413, 415 and 429 pass through with their own. */
+  statusCode?: number
+  cause?: unknown
+  /** Whom the refused request was about, for the audit event. */
+  about?: { userId?: string | null, clientId?: string | null, grantId?: string }
+}
+
+/**
+ * A refusal in the words of the RFCs. `description` is shown to clients and so is generic, and stays within the
+ * characters that RFC 6749 §5.2 allows; `reason` says what really happened.
+ */
+export class OAuthError extends Error {
+  readonly code: ErrorCode
+  readonly description: string
+  readonly reason: Reason
+  readonly statusCode: number
+  readonly about: OAuthErrorOptions['about']
+
+  constructor (code: ErrorCode, description: string, { reason, statusCode, cause, about }: OAuthErrorOptions) {
+    super(description, cause === undefined ? undefined : { cause })
+    this.name = 'OAuthError'
+    this.code = code
+    this.description = description
+    this.reason = reason
+    this.statusCode = statusCode ?? STATUS[code]
+    this.about = about
+  }
+}
+
+/**
+ * A refusal that may travel to the client's redirect URI, because client and URI were verified before it arose.
+ * That an error may redirect is its type, so that no other error ever does.
+ */
+export class AuthorizationError extends OAuthError {
+  readonly redirectUri: string
+  readonly state: string | undefined
+
+  constructor (code: ErrorCode, description: string, to: { redirectUri: string, state: string | undefined, reason: Reason }) {
+    super(code, description, { reason: to.reason })
+    this.name = 'AuthorizationError'
+    this.redirectUri = to.redirectUri
+    this.state = to.state
+  }
+}

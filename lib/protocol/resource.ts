@@ -1,0 +1,26 @@
+/** Something that tokens are for: one protected resource of this app. RFC 9728, RFC 8707. */
+export interface Resource {
+  /** Path as the client sees it, `/mcp`. */
+  path: string
+  /** The canonical URL, byte for byte what the user gives to a client: never with a trailing slash. */
+  uri: string
+  name?: string
+  scopes: readonly string[]
+  documentation?: string
+  /** Absolute URL of its RFC 9728 document. */
+  metadataUrl: string
+}
+
+/**
+ * The resource that a `resource` parameter names, or undefined. Tolerant of the case of scheme and host and of one
+ * trailing slash, since clients differ there; of nothing else.
+ */
+export function findResource (value: string, resources: readonly Resource[]): Resource | undefined {
+  if (!URL.canParse(value)) return undefined
+  const { origin, pathname, search, hash, username, password } = new URL(value)
+  if (search !== '' || hash !== '' || username !== '' || password !== '') return undefined
+  // The path as it was sent: URL would resolve dot segments, and two spellings of one path are not one resource.
+  const sent = value.replace(/^[^:]+:\/\/[^/]*/, '').replace(/\/$/, '')
+  if (sent !== pathname.replace(/\/$/, '')) return undefined
+  return resources.find((resource) => resource.uri === origin + sent)
+}

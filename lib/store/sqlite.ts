@@ -1,0 +1,250 @@
+import type { DatabaseSyncInstance, StatementSyncInstance } from '@photostructure/sqlite'
+import createError from '@fastify/error'
+import { LastUsed } from './last-used.js'
+import { INSERT_LIST, SELECT_LIST, insertValues } from './schema.js'
+import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
+
+export interface SqliteStoreOptions {
+  /** File of the database, made if missing; its folder must exist. */
+  path: string
+}
+
+const SCHEMA = `
+  CREATE TABLE IF NOT EXISTS access_tokens (
+    id TEXT PRIMARY KEY NOT NULL,
+    token_hash BLOB NOT NULL UNIQUE,
+    refresh_hash BLOB,
+    previous_refresh_hash BLOB,
+    refreshed_at INTEGER,
+    refresh_expires_at INTEGER,
+    user_id TEXT,
+    tenant_id TEXT,
+    client_id TEXT,
+    client_name TEXT,
+    client_host TEXT,
+    name TEXT,
+    scopes TEXT NOT NULL,
+    resource TEXT,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER,
+    last_used_at INTEGER,
+    revoked_at INTEGER,
+    revoked_reason TEXT
+  ) STRICT;
+  CREATE INDEX IF NOT EXISTS access_tokens_user ON access_tokens (user_id, client_id);
+  CREATE INDEX IF NOT EXISTS access_tokens_client ON access_tokens (client_id);
+  CREATE INDEX IF NOT EXISTS access_tokens_revoked ON access_tokens (revoked_at) WHERE revoked_at IS NOT NULL;
+  CREATE INDEX IF NOT EXISTS access_tokens_expired ON access_tokens (expires_at) WHERE expires_at IS NOT NULL;
+`
+
+const SqliteMissingError = createError('FST_MCP_OAUTH_SQLITE_MISSING',
+  'sqliteStore() needs Node 22.13 or newer, or the package @photostructure/sqlite. Run: npm install @photostructure/sqlite')
+
+/**
+ * One file, one machine; several processes may share it. WAL and `synchronous=FULL`: what was answered survives a
+ * crash and a power cut. Uses Node's own SQLite where there is one (22.13 or newer), else `@photostructure/sqlite`.
+ */
+export function sqliteStore ({ path }: SqliteStoreOptions): TokenStore {
+  return new SqliteStore(path)
+}
+
+interface PendingIssue {
+  row: TokenRow
+  codeIssuedAt: number | undefined
+  resolve: (result: IssueResult) => void
+  reject: (error: Error) => void
+}
+
+class SqliteStore implements TokenStore {
+  readonly #path: string
+  readonly #statements = new Map<string, StatementSyncInstance>()
+  #database: DatabaseSyncInstance | undefined
+  #lastUsed: LastUsed | undefined
+  #pending: PendingIssue[] = []
+
+  constructor (path: string) {
+    this.#path = path
+  }
+
+  async open (): Promise<void> {
+    const { DatabaseSync } = await loadDriver()
+    this.#use(() => {
+      this.#database = new DatabaseSync(this.#path)
+      this.#database.exec('PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL')
+      this.#transaction(() => this.#database!.exec(SCHEMA))
+    })
+    this.#lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
+  }
+
+  /** Issues that arrive together share one transaction, and so one wait for the disk; each is answered after it. */
+  async issue (row: TokenRow, code?: { codeIssuedAt: number }): Promise<IssueResult> {
+    return await new Promise((resolve, reject) => {
+      this.#pending.push({ row, codeIssuedAt: code?.codeIssuedAt, resolve, reject })
+      if (this.#pending.length === 1) setImmediate(() => this.#commitPending())
+    })
+  }
+
+  #commitPending (): void {
+    const batch = this.#pending
+    this.#pending = []
+    try {
+      const results = this.#use(() => this.#transaction(() => batch.map((issue) => this.#issueOne(issue))))
+      batch.forEach(({ resolve }, index) => resolve(results[index]!))
+    } catch (error) {
+      batch.forEach(({ reject }) => reject(error as Error))
+    }
+  }
+
+  #issueOne ({ row, codeIssuedAt }: PendingIssue): IssueResult {
+    if (this.find(row.id) !== null) {
+      this.#revokeOne(row.id, 'code_replayed', row.createdAt)
+      return 'replayed'
+    }
+    if (codeIssuedAt !== undefined && this.#prepare(`
+      SELECT 1 FROM access_tokens
+      WHERE user_id = ? AND client_id = ? AND revoked_reason = 'disconnected' AND revoked_at >= ? LIMIT 1
+    `).get(row.userId, row.clientId, codeIssuedAt) !== undefined) return 'disconnected'
+    const values = insertValues(row)
+    this.#prepare(`INSERT INTO access_tokens (${INSERT_LIST}) VALUES (${values.map(() => '?').join(', ')})`).run(...values)
+    return 'issued'
+  }
+
+  findByTokenHash (tokenHash: Uint8Array): TokenRow | null {
+    return this.#use(() => this.#row(this.#prepare(`SELECT ${SELECT_LIST} FROM access_tokens WHERE token_hash = ?`).get(tokenHash)))
+  }
+
+  find (grantId: string): TokenRow | null {
+    return this.#use(() => this.#row(this.#prepare(`SELECT ${SELECT_LIST} FROM access_tokens WHERE id = ?`).get(grantId)))
+  }
+
+  list ({ userId }: { userId: string }, now: number): TokenRow[] {
+    return this.#use(() => this.#prepare(`
+      SELECT ${SELECT_LIST} FROM access_tokens
+      WHERE user_id = ? AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?) ORDER BY created_at, id
+    `).all(userId, now) as unknown as TokenRow[])
+  }
+
+  rotate (grantId: string, from: Uint8Array, to: Rotation): boolean {
+    return this.#use(() => this.#prepare(`
+      UPDATE access_tokens SET token_hash = ?, refresh_hash = ?, previous_refresh_hash = refresh_hash,
+        expires_at = ?, refresh_expires_at = ?, refreshed_at = ?
+      WHERE id = ? AND refresh_hash = ? AND revoked_at IS NULL
+    `).run(to.tokenHash, to.refreshHash, to.expiresAt, to.refreshExpiresAt, to.refreshedAt, grantId, from).changes === 1)
+  }
+
+  revoke (selector: Selector, reason: RevokedReason, now: number): number {
+    return this.#use(() => {
+      if ('grantId' in selector) return this.#revokeOne(selector.grantId, reason, now)
+      const columns = Object.entries({
+        user_id: 'userId' in selector ? selector.userId : undefined,
+        client_id: selector.clientId
+      }).filter(([, value]) => value !== undefined) as Array<[string, string]>
+      const where = columns.map(([column]) => `${column} = ?`).join(' AND ')
+      const values = columns.map(([, value]) => value)
+      return this.#transaction(() => {
+        const live = this.#prepare(`SELECT count(*) AS count FROM access_tokens WHERE ${where} AND revoked_at IS NULL`).get(...values)
+        // Rows that were revoked before are stamped again: a code issued since then must not outlive this.
+        this.#prepare(`UPDATE access_tokens SET revoked_at = ?, revoked_reason = ? WHERE ${where}`).run(now, reason, ...values)
+        return Number(live?.count)
+      })
+    })
+  }
+
+  #revokeOne (grantId: string, reason: RevokedReason, now: number): number {
+    return Number(this.#prepare('UPDATE access_tokens SET revoked_at = ?, revoked_reason = ? WHERE id = ? AND revoked_at IS NULL')
+      .run(now, reason, grantId).changes)
+  }
+
+  touch (grantId: string, now: number): void {
+    this.#lastUsed?.touch(grantId, now)
+  }
+
+  #writeLastUsed (uses: ReadonlyMap<string, number>): void {
+    this.#use(() => this.#transaction(() => {
+      const write = this.#prepare('UPDATE access_tokens SET last_used_at = ? WHERE id = ?')
+      for (const [grantId, usedAt] of uses) write.run(usedAt, grantId)
+    }))
+  }
+
+  stats (now: number): TokenStats {
+    return this.#use(() => this.#prepare(`
+      SELECT count(*) AS total,
+        count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?1)) AS active,
+        count(*) FILTER (WHERE revoked_at IS NOT NULL) AS revoked,
+        count(*) FILTER (WHERE revoked_at IS NULL AND expires_at <= ?1) AS expired,
+        count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?1)) AS personal
+      FROM access_tokens
+    `).get(now) as unknown as TokenStats)
+  }
+
+  purge (before: number, limit: number): number {
+    return this.#use(() => Number(this.#prepare(`
+      DELETE FROM access_tokens WHERE id IN (
+        SELECT id FROM access_tokens WHERE revoked_at < ?1 UNION SELECT id FROM access_tokens WHERE expires_at < ?1 LIMIT ?2
+      )
+    `).run(before, limit).changes))
+  }
+
+  async close (): Promise<void> {
+    await this.#lastUsed?.close()
+    this.#statements.clear()
+    try {
+      this.#database?.close()
+    } catch {}
+  }
+
+  #prepare (sql: string): StatementSyncInstance {
+    let statement = this.#statements.get(sql)
+    if (statement === undefined) {
+      statement = this.#database!.prepare(sql)
+      this.#statements.set(sql, statement)
+    }
+    return statement
+  }
+
+  #transaction<T> (work: () => T): T {
+    const database = this.#database!
+    // IMMEDIATE: reads inside see what no other process can change before the commit.
+    database.exec('BEGIN IMMEDIATE')
+    try {
+      const result = work()
+      database.exec('COMMIT')
+      return result
+    } catch (error) {
+      // A full disk has already rolled back by itself; then this has nothing to do.
+      try {
+        database.exec('ROLLBACK')
+      } catch {}
+      throw error
+    }
+  }
+
+  #row (row: unknown): TokenRow | null {
+    return (row ?? null) as TokenRow | null
+  }
+
+  /** Every use of the database goes through here, so that its troubles have one name. */
+  #use<T> (work: () => T): T {
+    try {
+      return work()
+    } catch (error) {
+      throw isOurMistake(error) ? error : new StoreUnavailableError(error)
+    }
+  }
+}
+
+/** SQLITE_ERROR (bad SQL), CONSTRAINT, MISMATCH and MISUSE are bugs; all else is the database being out of reach. */
+function isOurMistake (error: unknown): boolean {
+  const { errcode } = error as { errcode?: number }
+  return errcode !== undefined && [1, 19, 20, 21].includes(errcode & 0xff)
+}
+
+/** Node's own driver and the package have one API; the package serves Node 20. */
+async function loadDriver (): Promise<typeof import('@photostructure/sqlite')> {
+  for (const name of ['node:sqlite', '@photostructure/sqlite']) {
+    try {
+      return await import(name)
+    } catch {}
+  }
+  throw new SqliteMissingError()
+}
