@@ -27,8 +27,9 @@ Sign in as alice or bob. Connected apps: ${issuer}/my/connected_apps
 `)
 
 for (const signal of ['SIGTERM', 'SIGINT']) {
-  // Requests under way are answered, then the store is closed and the process has nothing left to do.
+  // Requests under way are answered; a connection that says nothing is not waited for.
   process.once(signal, async () => {
+    setTimeout(() => process.exit(0), 5000).unref()
     await app.close()
     process.exit(0)
   })

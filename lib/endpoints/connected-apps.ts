@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { ListedGrant, Tokens } from '../grants/tokens.js'
-import { logRefusal, sendJson, sendJsonError, toOAuthError } from '../http/errors.js'
+import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import { pageErrorHandler, sendPage } from '../http/pages.js'
 import { acceptForms, formBody } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
@@ -73,12 +73,9 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
       : await show(request, reply, user!, { ...created, name })
   })
 
-  app.setErrorHandler((thrown, request, reply) => {
-    if (!wantsJson(request)) return pageErrorHandler(settings)(thrown, request, reply)
-    const error = toOAuthError(thrown)
-    logRefusal(request, error)
-    return sendJsonError(reply, error)
-  })
+  const asPage = pageErrorHandler(settings)
+  const asJson = jsonErrorHandler()
+  app.setErrorHandler((error, request, reply) => wantsJson(request) ? asJson(error, request, reply) : asPage(error, request, reply))
 
   async function show (request: FastifyRequest, reply: FastifyReply, user: User, created?: { token: string, grantId: string, name: string }): Promise<FastifyReply> {
     const grants = await tokens.list({ userId: user.id })

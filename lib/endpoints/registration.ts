@@ -1,12 +1,11 @@
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { registeredClientId } from '../clients/registered.js'
 import { allowAnyOrigin } from '../http/cors.js'
-import { logRefusal, sendJson, sendJsonError, toOAuthError } from '../http/errors.js'
+import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import { BODY_LIMIT } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
 import type { Settings } from '../options.js'
 import { parseClientMetadata } from '../protocol/client-metadata.js'
-import { OAuthError } from '../protocol/errors.js'
 import { formatScope, parseScope } from '../protocol/scope.js'
 
 /** POST: dynamic client registration. RFC 7591 §3. Stores nothing: the client id is the signed metadata. */
@@ -16,7 +15,7 @@ export async function registrationEndpoint (app: FastifyInstance, settings: Sett
 
   await allowAnyOrigin(app)
   app.removeAllContentTypeParsers()
-  app.addContentTypeParser('application/json', { parseAs: 'string', bodyLimit: BODY_LIMIT }, app.getDefaultJsonParser('error', 'error'))
+  app.addContentTypeParser('application/json', { parseAs: 'string', bodyLimit: BODY_LIMIT }, async (_request: FastifyRequest, body: string) => parseJson(body))
 
   app.post('', limited(settings, 'register'), async (request, reply) => {
     const metadata = parseClientMetadata(request.body, policy)
@@ -38,13 +37,14 @@ export async function registrationEndpoint (app: FastifyInstance, settings: Sett
     })
   })
 
-  app.setErrorHandler((thrown, request, reply) => {
-    let error = toOAuthError(thrown)
-    if (error.reason === 'body_malformed') {
-      error = new OAuthError('invalid_client_metadata', 'The body must be a JSON object.', { reason: 'body_malformed', cause: thrown })
-    }
-    logRefusal(request, error)
-    emit(request, { type: 'registration.rejected', reason: error.reason })
-    return sendJsonError(reply, error)
-  })
+  app.setErrorHandler(jsonErrorHandler((request, { reason }) => emit(request, { type: 'registration.rejected', reason })))
+}
+
+/** Undefined for what is no JSON; that a body has to be an object is parseClientMetadata's to say. */
+function parseJson (body: string): unknown {
+  try {
+    return JSON.parse(body)
+  } catch {
+    return undefined
+  }
 }

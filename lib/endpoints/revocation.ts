@@ -1,7 +1,7 @@
 import type { FastifyInstance } from 'fastify'
 import { authenticateClient } from '../http/client-authentication.js'
 import { allowAnyOrigin } from '../http/cors.js'
-import { logRefusal, sendJsonError, toOAuthError } from '../http/errors.js'
+import { jsonErrorHandler } from '../http/errors.js'
 import { acceptForms, formParameters } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
 import type { Settings } from '../options.js'
@@ -32,9 +32,5 @@ export async function revocationEndpoint (app: FastifyInstance, settings: Settin
     return reply.header('cache-control', 'no-store').send()
   })
 
-  app.setErrorHandler((thrown, request, reply) => {
-    const error = toOAuthError(thrown)
-    logRefusal(request, error)
-    return sendJsonError(reply, error)
-  })
+  app.setErrorHandler(jsonErrorHandler())
 }

@@ -2,7 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import { redeemAuthorizationCode } from '../grants/authorization-code.js'
 import { authenticateClient } from '../http/client-authentication.js'
 import { allowAnyOrigin } from '../http/cors.js'
-import { logRefusal, sendJson, sendJsonError, toOAuthError } from '../http/errors.js'
+import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import { acceptForms, formParameters } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
 import type { Settings } from '../options.js'
@@ -27,10 +27,7 @@ export async function tokenEndpoint (app: FastifyInstance, settings: Settings): 
     }
   })
 
-  app.setErrorHandler((thrown, request, reply) => {
-    const error = toOAuthError(thrown)
-    logRefusal(request, error)
-    settings.emit(request, { type: 'code.rejected', reason: error.reason, grantId: null, ...error.about })
-    return sendJsonError(reply, error)
-  })
+  app.setErrorHandler(jsonErrorHandler((request, { reason, about }) => {
+    settings.emit(request, { type: 'code.rejected', reason, grantId: null, ...about })
+  }))
 }

@@ -8,6 +8,7 @@ import { redirectHost } from '../protocol/redirect-uri.js'
 import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
 import { createToken, hashToken } from '../protocol/secret.js'
+import { newRow } from '../store/schema.js'
 
 /** A successful answer of the token endpoint. RFC 6749 §5.1. */
 export interface TokenResponse {
@@ -40,27 +41,18 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
 
   const { grantId, userId, tenantId, clientId, clientName, scopes } = code
   const accessToken = createToken('oat_')
-  const result = await settings.store.issue({
+  const result = await settings.store.issue(newRow({
     id: grantId,
     tokenHash: hashToken(accessToken),
-    refreshHash: null,
-    previousRefreshHash: null,
-    refreshedAt: null,
-    refreshExpiresAt: null,
     userId,
     tenantId,
     clientId,
     clientName,
     clientHost: redirectHost(code.redirectUri),
-    name: null,
     scopes: formatScope(scopes),
     resource: code.resource,
-    createdAt: now,
-    expiresAt: null,
-    lastUsedAt: null,
-    revokedAt: null,
-    revokedReason: null
-  }, { codeIssuedAt: code.issuedAt })
+    createdAt: now
+  }), { codeIssuedAt: code.issuedAt })
 
   const about = { userId, clientId, grantId }
   if (result === 'replayed') {

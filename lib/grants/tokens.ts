@@ -3,7 +3,8 @@ import type { Settings } from '../options.js'
 import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
 import { createGrantId, createToken, hashToken, isToken } from '../protocol/secret.js'
-import type { Selector, TokenRow, TokenStats } from '../store/store.js'
+import { newRow } from '../store/schema.js'
+import type { Selector, TokenStats } from '../store/store.js'
 import { grantOf, refusal, type Grant } from './grant.js'
 
 export interface CreateTokenOptions {
@@ -66,27 +67,17 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
       if (expiresAt !== undefined && !(Number.isInteger(expiresAt) && expiresAt > now)) throw new TokenOptionError('expiresAt must be epoch milliseconds in the future')
 
       const token = createToken('pat_')
-      const row: TokenRow = {
+      const row = newRow({
         id: createGrantId(),
         tokenHash: hashToken(token),
-        refreshHash: null,
-        previousRefreshHash: null,
-        refreshedAt: null,
-        refreshExpiresAt: null,
         userId,
         tenantId: tenantId ?? null,
-        clientId: null,
-        clientName: null,
-        clientHost: null,
         name,
         scopes: formatScope(scopes.expand(options.scopes)),
         resource: bound?.uri ?? null,
         createdAt: now,
-        expiresAt: expiresAt ?? null,
-        lastUsedAt: null,
-        revokedAt: null,
-        revokedReason: null
-      }
+        expiresAt: expiresAt ?? null
+      })
       await store.issue(row)
       emit(null, { type: 'token.issued', userId, grantId: row.id, scopes: [...grantOf(row).scopes] })
       return { token, grantId: row.id }

@@ -34,6 +34,16 @@ export function logRefusal (request: FastifyRequest, error: OAuthError): void {
   else request.log.info({ reason, ...about }, `oauth: ${error.code}`)
 }
 
+/** An error handler for endpoints that answer in JSON; `refused` tells the app. */
+export function jsonErrorHandler (refused?: (request: FastifyRequest, error: OAuthError) => void) {
+  return function (thrown: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+    const error = toOAuthError(thrown)
+    logRefusal(request, error)
+    refused?.(request, error)
+    return sendJsonError(reply, error)
+  }
+}
+
 /** RFC 6749 §5.2. */
 export function sendJsonError (reply: FastifyReply, error: OAuthError): FastifyReply {
   if (error.statusCode === 503) reply.header('retry-after', RETRY_AFTER)
