@@ -180,7 +180,7 @@ class SqliteStore implements TokenStore {
   purge (before: number, limit: number): number {
     return this.#use(() => Number(this.#prepare(`
       DELETE FROM access_tokens WHERE id IN (
-        SELECT id FROM access_tokens WHERE revoked_at < ?1 UNION SELECT id FROM access_tokens WHERE expires_at < ?1 LIMIT ?2
+        SELECT id FROM access_tokens WHERE revoked_at < ?1 OR expires_at < ?1 LIMIT ?2
       )
     `).run(before, limit).changes))
   }
