@@ -1,8 +1,9 @@
 import createError from '@fastify/error'
 import type { RateLimitOptions, RateLimitPluginOptions } from '@fastify/rate-limit'
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
-import { existsSync } from 'node:fs'
-import { createClientFinder, type ClientSource } from './clients/client.js'
+import { statSync } from 'node:fs'
+import { inspect } from 'node:util'
+import { MAX_CLIENT_ID_LENGTH, createClientFinder, type ClientSource } from './clients/client.js'
 import { configuredClients, type ConfiguredClients } from './clients/configured.js'
 import { registeredClients, type ClientIdPayload } from './clients/registered.js'
 import { createEmit, type AuditEvent, type Emit } from './events.js'
@@ -160,8 +161,12 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   expect(typeof loginUrl === 'function' || (typeof loginUrl === 'string' && /^(\/(?![/\\])|https?:\/\/)/.test(loginUrl)), 'loginUrl', "a path such as '/login', an http(s) URL, or a function", loginUrl)
   expect(Number.isInteger(codeLifetime) && codeLifetime >= 1 && codeLifetime <= 600, 'codeLifetime', 'whole seconds from 1 to 600', codeLifetime)
   expect(rateLimit === false || isObject(rateLimit), 'rateLimit', 'false or an object', rateLimit)
+  for (const endpoint of ['register', 'token', 'authorize'] as const) {
+    const limit: unknown = rateLimit === false ? false : rateLimit[endpoint]
+    expect(limit === undefined || limit === false || isObject(limit), `rateLimit.${endpoint}`, 'false or an object such as { max: 10 }', limit)
+  }
   expect(typeof rootAliases === 'boolean', 'rootAliases', 'true or false', rootAliases)
-  expect(views === undefined || (typeof views === 'string' && existsSync(views)), 'views', 'the path of an existing folder', views)
+  expect(views === undefined || (typeof views === 'string' && statSync(views, { throwIfNoEntry: false })?.isDirectory() === true), 'views', 'the path of an existing folder', views)
   expect(fallbackToken === undefined || typeof fallbackToken === 'function', 'fallbackToken', 'a function (token, request) => grant or null', fallbackToken)
   expect(onEvent === undefined || typeof onEvent === 'function', 'onEvent', 'a function (event) => void', onEvent)
 
@@ -204,7 +209,7 @@ function parseIssuer (issuer: unknown): URL {
   const isSafe = url.protocol === 'https:' || (url.protocol === 'http:' && ['localhost', '127.0.0.1', '[::1]'].includes(url.hostname))
   // Clients compare the issuer byte for byte, so it must already be in the form in which URLs are built from it.
   const canonical = url.origin + (url.pathname === '/' ? '' : url.pathname)
-  expect(isSafe && issuer === canonical && !issuer.endsWith('/'), 'issuer', expected, issuer)
+  expect(isSafe && issuer === canonical && isPath(url.pathname) && !issuer.endsWith('/'), 'issuer', expected, issuer)
   return url
 }
 
@@ -227,9 +232,10 @@ function parseScopes (scopes: unknown): ScopeCatalogue {
     expect(isScopeToken(name), `scopes.${name}`, 'a name of printable ASCII without spaces, quotes and backslashes', name)
     const definition = typeof value === 'string' ? { description: value } : value as ScopeDefinition
     expect(isObject(definition) && typeof definition.description === 'string' && definition.description !== '', `scopes.${name}`, 'a description, or { description, implies }', value)
+    expectNames(definition, `scopes.${name}`, ['description', 'implies'])
     expect(definition.implies === undefined || isStrings(definition.implies), `scopes.${name}.implies`, 'a list of scope names', definition.implies)
     for (const implied of definition.implies ?? []) {
-      expect(implied in scopes, `scopes.${name}.implies`, `names among ${Object.keys(scopes).join(', ')}`, implied)
+      expect(Object.hasOwn(scopes, implied), `scopes.${name}.implies`, `names among ${Object.keys(scopes).join(', ')}`, implied)
     }
     definitions.set(name, definition)
   }
@@ -241,11 +247,12 @@ function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string
   const parsed = resources.map((resource: ResourceOptions, index): Resource => {
     const at = `resources[${index}]`
     expect(isObject(resource), at, "an object such as { path: '/mcp' }", resource)
+    expectNames(resource, at, ['path', 'name', 'scopes', 'documentation'])
     const { path, name, documentation } = resource
     expect(isPath(path) && (path === '/' || !path.endsWith('/')), `${at}.path`, "a path such as '/mcp', without a trailing slash, query or parameters", path)
     expect(name === undefined || (typeof name === 'string' && name !== ''), `${at}.name`, 'a name', name)
     expect(documentation === undefined || (typeof documentation === 'string' && /^https?:/.test(documentation) && URL.canParse(documentation)), `${at}.documentation`, 'an http(s) URL', documentation)
-    expect(resource.scopes === undefined || isStrings(resource.scopes), `${at}.scopes`, 'a list of scope names', resource.scopes)
+    expect(resource.scopes === undefined || (isStrings(resource.scopes) && resource.scopes.length > 0), `${at}.scopes`, 'a list of scope names', resource.scopes)
     for (const scope of resource.scopes ?? []) {
       expect(scopes.names.includes(scope), `${at}.scopes`, `names among ${scopes.names.join(', ')}`, scope)
     }
@@ -265,6 +272,7 @@ function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string
 
 function parseRegistration (registration: unknown = {}): Settings['registration'] {
   expect(isObject(registration), 'registration', 'an object { enabled, redirectUris }', registration)
+  expectNames(registration, 'registration', ['enabled', 'redirectUris'])
   const { enabled = true, redirectUris = [] } = registration as NonNullable<McpOAuthOptions['registration']>
   expect(typeof enabled === 'boolean', 'registration.enabled', 'true or false', enabled)
   expectRedirectUris(redirectUris, 'registration.redirectUris')
@@ -277,7 +285,9 @@ function parseClients (clients: unknown = []): ConfiguredClients {
   clients.forEach((client, index) => {
     const at = `clients[${index}]`
     expect(isObject(client), at, 'an object { clientId, clientName, redirectUris }', client)
-    expect(typeof client.clientId === 'string' && client.clientId !== '', `${at}.clientId`, 'a string', client.clientId)
+    expectNames(client, at, ['clientId', 'clientName', 'redirectUris'])
+    expect(typeof client.clientId === 'string' && client.clientId !== '' && client.clientId.length <= MAX_CLIENT_ID_LENGTH, `${at}.clientId`, `a string of at most ${MAX_CLIENT_ID_LENGTH} characters`, client.clientId)
+    expect(clients.findIndex((other) => other.clientId === client.clientId) === index, `${at}.clientId`, 'an id of its own', client.clientId)
     expect(typeof client.clientName === 'string' && client.clientName !== '', `${at}.clientName`, 'a string', client.clientName)
     expectRedirectUris(client.redirectUris, `${at}.redirectUris`)
     expect((client.redirectUris as string[]).length > 0, `${at}.redirectUris`, 'at least one redirect URI', 'an empty list')
@@ -288,6 +298,7 @@ function parseClients (clients: unknown = []): ConfiguredClients {
 function parseConnectedApps (connectedApps: unknown = {}): string | null {
   if (connectedApps === false) return null
   expect(isObject(connectedApps), 'connectedApps', "false or an object such as { path: '/my/connected_apps' }", connectedApps)
+  expectNames(connectedApps, 'connectedApps', ['path'])
   const { path = '/my/connected_apps' } = connectedApps
   expect(isPath(path), 'connectedApps.path', "a path such as '/my/connected_apps'", path)
   return path
@@ -309,8 +320,12 @@ function expectRedirectUris (uris: unknown, at: string): asserts uris is string[
   uris.forEach((uri, index) => expect(isRedirectUri(uri), `${at}[${index}]`, 'an https URL, a loopback http URL or a private-use scheme, without fragment', uri))
 }
 
+function expectNames (value: object, at: string, names: readonly string[]): void {
+  for (const name of Object.keys(value)) expect(names.includes(name), `${at}.${name}`, `one of ${names.join(', ')}`, 'an option of that name')
+}
+
 function isPath (value: unknown): value is string {
-  return typeof value === 'string' && /^\/(?!\/)[A-Za-z0-9\-._~/]*$/.test(value)
+  return typeof value === 'string' && /^\/(?!\/)[A-Za-z0-9\-._~/]*$/.test(value) && new URL(value, 'http://x').pathname === value
 }
 
 function isStrings (value: unknown): value is string[] {
@@ -327,5 +342,5 @@ function expect (condition: boolean, option: string, expected: string, got: unkn
 
 function describe (value: unknown): string {
   if (typeof value === 'function') return 'a function'
-  return JSON.stringify(value) ?? 'nothing'
+  return value === undefined ? 'nothing' : inspect(value, { depth: 1, breakLength: Infinity })
 }

@@ -22,7 +22,8 @@ const PURGE_INTERVAL = 60 * 60 * 1000
 
 async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promise<void> {
   if (app.hasDecorator('oauth')) throw new AlreadyRegisteredError()
-  if (app.prefix !== '') throw new PrefixError(app.prefix)
+  const prefix = (options as { prefix?: string }).prefix ?? app.prefix
+  if (prefix !== '') throw new PrefixError(prefix)
 
   const settings = await resolveOptions(options, app.log)
   await settings.store.open()

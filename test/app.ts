@@ -1,7 +1,7 @@
 import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
 import { createHash, randomBytes } from 'node:crypto'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
-import { mkdtempSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
@@ -12,10 +12,13 @@ export const KEY = 'k'.repeat(43)
 export const ISSUER = 'http://localhost:3000'
 export const CALLBACK = 'http://127.0.0.1:33418/callback'
 
-/** A folder that is gone when the test is. */
+/** A folder that is gone when the process is. */
 export function folder (): string {
-  return mkdtempSync(join(tmpdir(), 'mcp-oauth-'))
+  return mkdtempSync(join(folders, 'data-'))
 }
+
+const folders = mkdtempSync(join(tmpdir(), 'mcp-oauth-'))
+process.once('exit', () => rmSync(folders, { recursive: true, force: true }))
 
 /** Complete options for an app in which `x-user: alice` is signed in as alice. */
 export function testOptions (overrides: Partial<McpOAuthOptions> = {}): McpOAuthOptions {

@@ -376,6 +376,17 @@ t.test('one form sent twice is one grant at most', async (t) => {
   t.equal((await app.oauth.tokens.stats()).total, 1)
 })
 
+t.test('a state of any length that a URL can carry is answered: it comes back, or the page says that it is too long', async (t) => {
+  const { clientId, authorize, ticket, consent } = dance(await testApp(t))
+  const client = await clientId()
+  const state = 's'.repeat(4000)
+  const { headers } = await consent({ ticket: await ticket(client, { state }), decision: 'approve', scope: 'read' })
+  t.equal(new URL(String(headers.location)).searchParams.get('state'), state)
+  const refused = await authorize(client, { state: 's'.repeat(8000) })
+  t.equal(refused.statusCode, 400)
+  t.match(refused.body, /too long/)
+})
+
 t.test('a code is no ticket and a ticket no code, and neither can be altered', async (t) => {
   const app = await testApp(t)
   const { clientId, ticket, code, redeem } = dance(app)

@@ -1,3 +1,4 @@
+import { isRedirectUri } from '../protocol/redirect-uri.js'
 import type { ClientSource } from './client.js'
 
 /** A client that the app's developer registers by hand. */
@@ -22,6 +23,6 @@ export function configuredClients (clients: ConfiguredClients): ClientSource {
     const client = await find(clientId)
     return client == null
       ? undefined
-      : { clientId, clientName: client.clientName, redirectUris: client.redirectUris, configured: true }
+      : { clientId, clientName: client.clientName, redirectUris: client.redirectUris.filter(isRedirectUri), configured: true }
   }
 }

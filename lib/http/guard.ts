@@ -98,7 +98,10 @@ type RefuseScope = (reply: FastifyReply, grant: Grant, needed: readonly string[]
 export function createProtect (settings: Settings): (options?: ProtectOptions) => Guard {
   const { store, fallbackToken, emit } = settings
 
-  return function protect ({ scopes: needed = [], resource: path } = {}) {
+  return function protect (options = {}) {
+    const { scopes: needed = [], resource: path, ...others } = options
+    if (Object.keys(others).length > 0) throw new ProtectError(`unknown option ${Object.keys(others).join(', ')}, expected scopes, resource`)
+    if (!Array.isArray(needed)) throw new ProtectError('scopes must be a list')
     const resource = resolveResource(settings, path)
     const unknown = needed.filter((scope) => !settings.scopes.names.includes(scope))
     if (unknown.length > 0) throw new ProtectError(`unknown scope ${unknown.join(', ')}, expected ${settings.scopes.names.join(', ')}`)

@@ -70,8 +70,9 @@ export function parseClientName (value: unknown): string {
 
 /** Strips what can hide or reorder text: categories C and Zl/Zp; keeps at most two combining marks in a row. */
 export function printable (text: string): string {
-  return text.normalize('NFC')
-    .replace(/[\p{C}\p{Zl}\p{Zp}]+/gu, (run) => /[\t\n\r\p{Zl}\p{Zp}]/u.test(run) ? ' ' : '')
+  return text
+    .replace(/[\p{C}\p{DI}\p{Zl}\p{Zp}\u2800]+/gu, (run) => /[\t\n\r\p{Zl}\p{Zp}]/u.test(run) ? ' ' : '')
+    .normalize('NFC')
     .replace(/(\p{M}{2})\p{M}+/gu, '$1')
     .replace(/\s+/gu, ' ')
     .trim()

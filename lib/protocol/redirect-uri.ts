@@ -19,8 +19,8 @@ export function isLoopbackRedirectUri (uri: string): boolean {
 export function isRedirectUri (uri: string): boolean {
   if (isLoopbackRedirectUri(uri)) return true
   if (!URI_CHARACTERS.test(uri) || !URL.canParse(uri)) return false
-  const { protocol, username, password } = new URL(uri)
-  return uri.startsWith(protocol) && protocol !== 'http:' && !NEVER.has(protocol) && username === '' && password === ''
+  const { protocol } = new URL(uri)
+  return uri.startsWith(protocol) && protocol !== 'http:' && !NEVER.has(protocol) && !/^[^/]*\/\/[^/]*@/.test(uri)
 }
 
 /** A loopback URI without its port, any other URI as it is: the form in which two registrations are the same. */

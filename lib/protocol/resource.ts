@@ -16,11 +16,7 @@ export interface Resource {
  * trailing slash, since clients differ there; of nothing else.
  */
 export function findResource (value: string, resources: readonly Resource[]): Resource | undefined {
-  if (!URL.canParse(value)) return undefined
-  const { origin, pathname, search, hash, username, password } = new URL(value)
-  if (search !== '' || hash !== '' || username !== '' || password !== '') return undefined
-  // The path as it was sent: URL would resolve dot segments, and two spellings of one path are not one resource.
-  const sent = value.replace(/^[^:]+:\/\/[^/]*/, '').replace(/\/$/, '')
-  if (sent !== pathname.replace(/\/$/, '')) return undefined
-  return resources.find((resource) => resource.uri === origin + sent)
+  // Compared as sent: URL would resolve dot segments and drop spaces, and two spellings of one path are not one resource.
+  const [, origin, path = ''] = /^([^/]+:\/\/[^/]+)(\/.*)?$/.exec(value) ?? []
+  return origin === undefined ? undefined : resources.find(({ uri }) => uri === origin.toLowerCase() + path.replace(/\/$/, ''))
 }

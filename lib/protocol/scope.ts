@@ -47,6 +47,6 @@ export class ScopeCatalogue {
       this.#definitions.get(name)?.implies?.forEach(visit)
     }
     names.filter((name) => within.includes(name)).forEach(visit)
-    return within.filter((name) => reached.has(name))
+    return this.names.filter((name) => reached.has(name) && within.includes(name))
   }
 }

@@ -1,4 +1,5 @@
 import { CompactEncrypt, CompactSign, compactDecrypt, compactVerify, type CryptoKey } from 'jose'
+import { OAuthError } from './errors.js'
 import { deriveKey } from './secret.js'
 
 /** Nothing longer is even parsed. */
@@ -33,11 +34,16 @@ export class Sealer<T extends Expiring> {
     return new Sealer(`mcp-oauth-${purpose}`, await importKeys(keys, purpose, { name: 'AES-GCM' }, ['encrypt', 'decrypt']))
   }
 
+  /** @throws OAuthError `invalid_request` for what would be too long to open again: a client's huge `state`, say */
   async seal (payload: T): Promise<string> {
     const { kid, key } = this.#keys[0]!
-    return await new CompactEncrypt(encode(payload))
+    const value = await new CompactEncrypt(encode(payload))
       .setProtectedHeader({ alg: 'dir', enc: 'A256GCM', typ: this.#typ, kid })
       .encrypt(key)
+    if (value.length > MAX_LENGTH) {
+      throw new OAuthError('invalid_request', 'The request is too long.', { reason: 'request_too_long' })
+    }
+    return value
   }
 
   /** The payload, or why there is none. `now` is in epoch milliseconds. */
