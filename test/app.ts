@@ -28,7 +28,7 @@ export function testOptions (overrides: Partial<McpOAuthOptions> = {}): McpOAuth
     store: sqliteStore({ path: join(folder(), 'tokens.db') }),
     scopes: { read: 'Read your notes', write: 'Change your notes' },
     resources: [{ path: '/mcp', name: 'Notes' }],
-    currentUser: ({ headers }) => typeof headers['x-user'] === 'string' ? { id: headers['x-user'] } : null,
+    currentUser: ({ headers }) => typeof headers['x-user'] === 'string' && headers['x-user'] !== '' ? { id: headers['x-user'] } : null,
     loginUrl: '/login',
     rateLimit: false,
     ...overrides

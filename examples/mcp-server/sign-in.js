@@ -30,7 +30,7 @@ export async function signIn (app) {
       return reply.code(400).type('text/html; charset=utf-8').send(page(pathOfThisApp(returnTo), 'There is no such user.'))
     }
     return reply
-      .setCookie('session', username, { signed: true, httpOnly: true, sameSite: 'lax', path: '/' })
+      .setCookie('session', username, { signed: true, httpOnly: true, secure: 'auto', sameSite: 'lax', path: '/' })
       .redirect(pathOfThisApp(returnTo), 303)
   })
 }

@@ -1,34 +1,31 @@
-const FLUSH_INTERVAL = 10_000
+const DELAY = 1000
 
 /**
- * Collects "this grant was used just now" and writes it later, once for a grant however often it was used.
- * A failed flush is dropped: it is a hint for people, and the next use brings it back.
+ * Collects "this grant was used just now" and writes it a second later, once for a grant however often it was used.
+ * A failed write is dropped: it is a hint for people, and the next use brings it back.
  */
 export class LastUsed {
-  readonly #flush: (uses: ReadonlyMap<string, number>) => void | Promise<void>
-  readonly #timer: NodeJS.Timeout
+  readonly #write: (uses: ReadonlyMap<string, number>) => void | Promise<void>
   #uses = new Map<string, number>()
+  #timer: NodeJS.Timeout | undefined
 
-  constructor (flush: (uses: ReadonlyMap<string, number>) => void | Promise<void>) {
-    this.#flush = flush
-    this.#timer = setInterval(() => this.flush(), FLUSH_INTERVAL).unref()
+  constructor (write: (uses: ReadonlyMap<string, number>) => void | Promise<void>) {
+    this.#write = write
   }
 
   touch (grantId: string, now: number): void {
     this.#uses.set(grantId, now)
+    this.#timer ??= setTimeout(() => this.flush(), DELAY).unref()
   }
 
   async flush (): Promise<void> {
+    clearTimeout(this.#timer)
+    this.#timer = undefined
     if (this.#uses.size === 0) return
     const uses = this.#uses
     this.#uses = new Map()
     try {
-      await this.#flush(uses)
+      await this.#write(uses)
     } catch {}
-  }
-
-  async close (): Promise<void> {
-    clearInterval(this.#timer)
-    await this.flush()
   }
 }

@@ -186,7 +186,7 @@ class SqliteStore implements TokenStore {
   }
 
   async close (): Promise<void> {
-    await this.#lastUsed?.close()
+    await this.#lastUsed?.flush()
     this.#statements.clear()
     try {
       this.#database?.close()

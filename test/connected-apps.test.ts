@@ -1,0 +1,194 @@
+import t from 'tap'
+import type { AuditEvent } from '../lib/index.js'
+import { connectClient, mintToken } from '../lib/testing.js'
+import { FORM, bearer, dance, fieldOf, form, testApp } from './app.js'
+
+const PAGE = '/my/connected_apps'
+const JSON_ONLY = { accept: 'application/json' }
+
+async function connectedApps (t: Parameters<typeof testApp>[0]) {
+  const events: AuditEvent[] = []
+  const app = await testApp(t, { onEvent: (event) => events.push(event) })
+  const get = async (user: string, headers: Record<string, string> = {}) => await app.inject({ url: PAGE, headers: { 'x-user': user, ...headers } })
+  const list = async (user: string) => (await get(user, JSON_ONLY)).json<{ ticket: string, apps: any[], personalTokens: any[] }>()
+  const post = async (user: string, fields: Record<string, string | string[]>, headers: Record<string, string> = {}) => await app.inject({ method: 'POST', url: PAGE, headers: { ...FORM, 'x-user': user, ...headers }, payload: form(fields) })
+  const ticket = async (user: string): Promise<string> => (await list(user)).ticket
+  const works = async (token: string) => (await app.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })).statusCode === 200
+  return { app, events, get, list, post, ticket, works }
+}
+
+t.test('a user sees one entry for each client, and disconnects it at once', async (t) => {
+  const { app, events, get, list, post, ticket, works } = await connectedApps(t)
+  const alice = { headers: { 'x-user': 'alice' } }
+  const [one, two] = [await connectClient(app, { ...alice, clientName: 'Claude Code', scopes: ['read'] }), await connectClient(app, { ...alice, clientName: 'Claude Code' })]
+  const other = await connectClient(app, { ...alice, clientName: 'Codex' })
+  const bobs = await connectClient(app, { headers: { 'x-user': 'bob' }, clientName: 'Claude Code' })
+
+  const { apps } = await list('alice')
+  t.match(apps, [
+    { clientId: one.clientId, name: 'Claude Code', host: '127.0.0.1', isLoopback: true, scopes: ['read', 'write'], connections: 2, lastUsedAt: null },
+    { clientId: other.clientId, name: 'Codex', connections: 1 }
+  ])
+  const page = await get('alice')
+  t.match(page.headers['content-type'], /^text\/html/)
+  t.equal(page.body.match(/Claude Code<\/bdi>/g)?.length, 1)
+  t.match(page.body, /2 connections/)
+
+  const done = await post('alice', { ticket: await ticket('alice'), client: one.clientId })
+  t.equal(done.statusCode, 303)
+  t.equal(done.headers.location, `${PAGE}?done=disconnected`)
+  t.match((await app.inject({ url: String(done.headers.location), headers: { 'x-user': 'alice' } })).body, /role="status">Disconnected/)
+  t.strictSame([await works(one.accessToken), await works(two.accessToken), await works(other.accessToken), await works(bobs.accessToken)], [false, false, true, true])
+  t.match((await list('alice')).apps, [{ name: 'Codex' }])
+  t.match(events.at(-1), { type: 'token.rejected', reason: 'token_revoked' })
+  t.match(events.find(({ type }) => type === 'token.revoked'), { userId: 'alice', clientId: one.clientId, grants: 2, reason: 'disconnected' })
+
+  const again = await connectClient(app, { ...alice, clientName: 'Claude Code' })
+  t.equal(again.clientId, one.clientId)
+  t.ok(await works(again.accessToken), 'and can connect again')
+})
+
+t.test('disconnecting also stops codes that are on their way', async (t) => {
+  const { app, post, ticket } = await connectedApps(t)
+  const { connect, code, redeem } = dance(app)
+  const { clientId } = await connect()
+  const inFlight = await code(clientId)
+  await post('alice', { ticket: await ticket('alice'), client: clientId })
+  t.equal((await redeem(clientId, inFlight)).json().error, 'invalid_grant')
+})
+
+t.test('another user’s grant is answered like one that does not exist', async (t) => {
+  const { app, list, post, ticket, works } = await connectedApps(t)
+  const { accessToken, clientId } = await connectClient(app, { headers: { 'x-user': 'alice' } })
+  const personal = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  const [{ grantId }] = (await list('alice')).personalTokens as [{ grantId: string }]
+  const mine = await ticket('bob')
+  const answers = [
+    await post('bob', { ticket: mine, grant: grantId }),
+    await post('bob', { ticket: mine, grant: 'nothing' }),
+    await post('bob', { ticket: mine, client: clientId }),
+    await post('bob', { ticket: mine, client: 'nothing' })
+  ]
+  for (const answer of answers) {
+    t.equal(answer.statusCode, 404)
+    t.equal(answer.body, answers[0]!.body)
+  }
+  t.ok(await works(accessToken))
+  t.ok(await works(personal))
+})
+
+t.test('forms answer only the user they were shown to', async (t) => {
+  const { app, post, ticket, works } = await connectedApps(t)
+  const { accessToken, clientId } = await connectClient(app, { headers: { 'x-user': 'alice' } })
+  const consentTicket = await dance(app).ticket(clientId)
+  const ofAlice = await ticket('alice')
+  for (const [title, fields, headers] of [
+    ['no ticket', {}, {}],
+    ['another user’s', { ticket: await ticket('bob') }, {}],
+    ['a consent ticket', { ticket: consentTicket }, {}],
+    ['signed out', { ticket: ofAlice }, { 'x-user': '' }],
+    ['a bearer token for a session', { ticket: ofAlice }, { 'x-user': '', ...bearer(accessToken) }]
+  ] as Array<[string, Record<string, string>, Record<string, string>]>) {
+    for (const action of [{ client: clientId }, { name: 'x', scope: 'read' }] as Array<Record<string, string>>) {
+      t.equal((await post('alice', { ...fields, ...action }, headers)).statusCode, 403, title)
+    }
+  }
+  t.ok(await works(accessToken))
+  t.equal((await app.oauth.tokens.list({ userId: 'alice' })).length, 1, 'and no token was made')
+
+  const now = Date.now()
+  t.capture(Date, 'now', () => now + 60 * 60 * 1000 + 1)
+  t.equal((await post('alice', { ticket: ofAlice, client: clientId })).statusCode, 403, 'an hour later')
+})
+
+t.test('a personal token is shown once, works, and is revoked', async (t) => {
+  const { app, get, list, post, ticket, works } = await connectedApps(t)
+  const created = await post('alice', { ticket: await ticket('alice'), name: '  Backup \u202Escript ', scope: ['read', 'nonsense'] })
+  t.equal(created.statusCode, 200)
+  const token = created.body.match(/pat_[\w-]{43}/)?.[0] ?? ''
+  t.ok(await works(token))
+  t.equal(created.headers['cache-control'], 'no-store')
+  t.notMatch((await get('alice')).body, /pat_/, 'once')
+  const { personalTokens: [entry] } = await list('alice')
+  t.match(entry, { name: 'Backup script', scopes: ['read'], lastUsedAt: null, expiresAt: null })
+  t.notOk(JSON.stringify(entry).includes('pat_'))
+  t.equal((await app.inject({ method: 'POST', url: '/write', headers: bearer(token) })).statusCode, 403)
+
+  t.equal((await post('alice', { ticket: await ticket('alice'), grant: entry.grantId })).headers.location, `${PAGE}?done=revoked`)
+  t.notOk(await works(token))
+  t.equal((await post('alice', { ticket: await ticket('alice'), grant: entry.grantId })).statusCode, 404, 'once')
+
+  for (const fields of [{ name: '', scope: 'read' }, { name: '\u200B', scope: 'read' }, { name: 'x'.repeat(101), scope: 'read' }, { name: 'x' }, { name: 'x', scope: 'admin' }] as Array<Record<string, string>>) {
+    t.equal((await post('alice', { ticket: await ticket('alice'), ...fields })).statusCode, 400, JSON.stringify(fields).slice(0, 40))
+  }
+  t.equal((await list('alice')).personalTokens.length, 0)
+})
+
+t.test('the same in JSON', async (t) => {
+  const { app, get, list, post, ticket } = await connectedApps(t)
+  const { clientId } = await connectClient(app, { headers: { 'x-user': 'alice' } })
+  t.match((await get('alice', JSON_ONLY)).headers, { 'content-type': /^application\/json/, 'cache-control': 'no-store' })
+  const made = await post('alice', { ticket: await ticket('alice'), name: 'script', scope: 'read' }, JSON_ONLY)
+  t.equal(made.statusCode, 201)
+  t.match(made.json(), { token: /^pat_/, grantId: (await list('alice')).personalTokens[0].grantId })
+  t.strictSame((await post('alice', { ticket: await ticket('alice'), client: clientId }, JSON_ONLY)).json(), { disconnected: true })
+  const refused = await post('alice', { ticket: 'x', client: clientId }, JSON_ONLY)
+  t.equal(refused.statusCode, 403)
+  t.equal(refused.json().error, 'access_denied')
+  const signedOut = await app.inject({ url: PAGE, headers: JSON_ONLY })
+  t.equal(signedOut.statusCode, 401)
+  t.equal((await app.inject(PAGE)).headers.location, '/login?return_to=%2Fmy%2Fconnected_apps')
+})
+
+t.test('names cannot break out of a page, nor reorder it', async (t) => {
+  const { app, get, ticket, post } = await connectedApps(t)
+  const evil = '"><script>alert(1)</script><b>\u202Egnp.exe\u0000 & مرحبا 😀'
+  const { authorize, clientId } = dance(app)
+  const client = await clientId({ client_name: evil })
+  const consent = await authorize(client, { state: evil })
+  await connectClient(app, { headers: { 'x-user': 'alice' }, clientName: evil })
+  await post('alice', { ticket: await ticket('alice'), name: evil, scope: 'read' })
+  const user = evil.replace(/[^\x20-\x7e]/g, '')
+  for (const page of [consent, await get('alice'), await app.inject({ url: PAGE, headers: { 'x-user': user } })]) {
+    t.equal(page.statusCode, 200)
+    t.notMatch(page.body, /<script|<b>|\u202E|\u0000/)
+  }
+  t.match(consent.body, /&lt;script&gt;alert\(1\)&lt;\/script&gt;&lt;b&gt;gnp\.exe &amp; مرحبا 😀/)
+})
+
+t.test('pages cannot be framed, stored, scripted or leak their address', async (t) => {
+  const { app, get } = await connectedApps(t)
+  const { authorize, clientId } = dance(app)
+  const pages = { consent: await authorize(await clientId()), apps: await get('alice'), error: await app.inject('/oauth/authorize') }
+  for (const [name, { headers, body }] of Object.entries(pages)) {
+    t.match(headers['content-security-policy'], /^default-src 'none'; style-src 'self'; .*frame-ancestors 'none'/, name)
+    t.match(headers, { 'x-frame-options': 'DENY', 'referrer-policy': 'no-referrer', 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' }, name)
+    t.notMatch(body, /<script|style=| on\w+=/, name)
+    t.match(body, /<html lang="en">[^]*<title>[^<]+<\/title>[^]*<main>[^]*<h1/, name)
+  }
+  t.match(pages.consent.headers['content-security-policy'], /form-action 'self' http:\/\/127\.0\.0\.1:33418$/)
+  const ipv6 = await authorize(await clientId({ redirect_uris: ['http://[::1]/cb'] }), { redirect_uri: 'http://[::1]:7/cb' })
+  t.notMatch(ipv6.headers['content-security-policy'], /form-action/, 'CSP cannot name an IPv6 address')
+
+  const url = fieldOf(pages.apps.body.replace(/<link rel="stylesheet" href="([^"]*)"/, 'name="styles" value="$1"'), 'styles')
+  const styles = await app.inject(url)
+  t.equal(styles.statusCode, 200)
+  t.match(styles.headers['content-type'], /^text\/css/)
+})
+
+t.test('without the page there is no page', async (t) => {
+  const app = await testApp(t, { connectedApps: false })
+  t.equal((await app.inject({ url: PAGE, headers: { 'x-user': 'alice' } })).statusCode, 404)
+  const moved = await testApp(t, { connectedApps: { path: '/settings/apps' } })
+  t.equal((await moved.inject({ url: '/settings/apps', headers: { 'x-user': 'alice' } })).statusCode, 200)
+})
+
+t.test('currentUser that breaks its contract, or throws, is a 500 that says nothing', async (t) => {
+  for (const currentUser of [() => ({ id: 7 }), () => ({ id: '' }), () => ({ id: 'a', name: 1 }), () => { throw new Error('session store: password=hunter2') }]) {
+    const app = await testApp(t, { currentUser: currentUser as never })
+    const { statusCode, body } = await app.inject(PAGE)
+    t.equal(statusCode, 500)
+    t.notMatch(body, /hunter2/)
+    t.match(body, /Something went wrong/)
+  }
+})

@@ -1,0 +1,246 @@
+import Fastify from 'fastify'
+import { request as httpRequest } from 'node:http'
+import { join } from 'node:path'
+import t from 'tap'
+import mcpOAuth, { StoreUnavailableError, type AuditEvent, type TokenStore } from '../lib/index.js'
+import { sqliteStore } from '../lib/store/sqlite.js'
+import { connectClient, mintToken } from '../lib/testing.js'
+import { FORM, ISSUER, bearer, dance, folder, form, testApp, testOptions } from './app.js'
+
+const METADATA = `resource_metadata="${ISSUER}/.well-known/oauth-protected-resource/mcp"`
+
+t.test('without a valid token: 401, the challenge, whatever the method and the body (RFC 6750 §3, RFC 9728 §5.1)', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(mcpOAuth, testOptions())
+  app.route({ method: ['GET', 'POST', 'DELETE', 'PUT'], url: '/mcp', onRequest: app.oauth.protect({ scopes: ['read', 'write'] }), handler: async () => 'never' })
+  const token = await mintToken(app, { userId: 'alice', scopes: ['read', 'write'] })
+  const missing = `Bearer ${METADATA}, scope="read write"`
+  const invalid = `Bearer error="invalid_token", error_description="The access token is invalid.", ${METADATA}, scope="read write"`
+  const cases: Array<[title: string, authorization: string | undefined, challenge: string]> = [
+    ['no header', undefined, missing],
+    ['empty', '', missing],
+    ['Bearer alone', 'Bearer', missing],
+    ['Bearer and a space', 'Bearer ', missing],
+    ['Bearer and spaces', 'Bearer    ', missing],
+    ['Basic', 'Basic YWxpY2U6', missing],
+    ['a token without scheme', token, missing],
+    ['unknown', `Bearer oat_${'x'.repeat(43)}`, invalid],
+    ['no token of ours', 'Bearer abc', invalid],
+    ['one character more', `Bearer ${token}x`, invalid],
+    ['two tokens', `Bearer ${token} ${token}`, invalid],
+    ['100 kB', `Bearer ${'x'.repeat(10_000)}`, invalid],
+    ['SQL', "Bearer ' OR 1=1 --", invalid]
+  ]
+  for (const [title, authorization, challenge] of cases) {
+    for (const method of ['GET', 'POST', 'DELETE'] as const) {
+      const response = await app.inject({ method, url: '/mcp', headers: { ...(authorization !== undefined && { authorization }), ...(method === 'POST' && { 'content-type': 'text/nonsense' }) }, ...(method === 'POST' && { payload: '{' }) })
+      t.equal(response.statusCode, 401, `${title}, ${method}`)
+      t.equal(response.headers['www-authenticate'], challenge, `${title}, ${method}`)
+      t.equal(response.json().error, 'invalid_token')
+      t.equal(response.headers['access-control-allow-origin'], '*')
+      t.match(response.headers['access-control-expose-headers'], /WWW-Authenticate/)
+    }
+  }
+  for (const scheme of ['Bearer', 'bearer', 'BEARER']) {
+    t.equal((await app.inject({ url: '/mcp', headers: { authorization: `${scheme} ${token}` } })).statusCode, 200, scheme)
+  }
+  const elsewhere = await app.inject({ method: 'POST', url: `/mcp?access_token=${token}`, headers: FORM, payload: form({ access_token: token }) })
+  t.equal(elsewhere.statusCode, 401, 'a token in the query or in a form is never read')
+})
+
+t.test('a guard without scopes asks for none', async (t) => {
+  const app = await testApp(t)
+  const { headers } = await app.inject({ method: 'POST', url: '/write' })
+  t.equal(headers['www-authenticate'], `Bearer ${METADATA}`)
+})
+
+t.test('too little scope: 403, and one challenge with all that is needed (RFC 6750 §3.1)', async (t) => {
+  const events: AuditEvent[] = []
+  const app = await testApp(t, { scopes: { read: 'Read', write: 'Write', admin: 'Administer' }, onEvent: (event) => events.push(event) })
+  const reader = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  const admin = await mintToken(app, { userId: 'alice', scopes: ['admin'] })
+  const needs = (scope: string): string => `Bearer error="insufficient_scope", error_description="The access token lacks a scope.", ${METADATA}, scope="${scope}"`
+
+  const byGuard = await app.inject({ method: 'POST', url: '/mcp', headers: bearer(admin) })
+  t.equal(byGuard.statusCode, 403)
+  t.equal(byGuard.headers['www-authenticate'], needs('admin read'), 'what it has is asked for again')
+  t.equal(byGuard.json().error, 'insufficient_scope')
+
+  const byHandler = await app.inject({ method: 'POST', url: '/write', headers: bearer(reader) })
+  t.equal(byHandler.statusCode, 403)
+  t.equal(byHandler.headers['www-authenticate'], needs('read write'))
+  t.equal(byHandler.headers['access-control-expose-headers'], 'WWW-Authenticate, Mcp-Session-Id')
+  t.match(events.filter(({ type }) => type === 'token.rejected'), [{ reason: 'token_scope_insufficient', userId: 'alice' }, { reason: 'token_scope_insufficient' }])
+
+  const writer = await mintToken(app, { userId: 'alice', scopes: ['write'] })
+  t.equal((await app.inject({ method: 'POST', url: '/write', headers: bearer(writer) })).statusCode, 200)
+})
+
+t.test('require() keeps its challenge under an error handler of the host', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(mcpOAuth, testOptions())
+  app.setErrorHandler(async (error: { statusCode?: number }, _request, reply) => reply.code(error.statusCode ?? 500).send({ mine: true }))
+  app.post('/mcp', { onRequest: app.oauth.protect() }, async ({ oauth }) => oauth!.require('write'))
+  const response = await app.inject({ method: 'POST', url: '/mcp', headers: bearer(await mintToken(app, { userId: 'alice', scopes: ['read'] })) })
+  t.equal(response.statusCode, 403)
+  t.strictSame(response.json(), { mine: true })
+  t.match(response.headers['www-authenticate'], /^Bearer error="insufficient_scope"/)
+})
+
+t.test('revoked, expired, deleted: 401 at the very next request', async (t) => {
+  const app = await testApp(t)
+  const status = async (token: string) => (await app.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })).statusCode
+  const { accessToken, clientId } = await connectClient(app, { headers: { 'x-user': 'alice' } })
+  t.equal(await status(accessToken), 200)
+  await app.oauth.tokens.revoke({ userId: 'alice', clientId })
+  t.equal(await status(accessToken), 401)
+
+  const now = Date.now()
+  const brief = await mintToken(app, { userId: 'alice', scopes: ['read'], expiresAt: now + 60_000 })
+  t.equal(await status(brief), 200)
+  t.capture(Date, 'now', () => now + 60_000)
+  t.equal(await status(brief), 401)
+  t.equal(await app.oauth.tokens.verify(brief), null)
+})
+
+t.test('a revocation on one node is seen by another on the same file', async (t) => {
+  const path = join(folder(), 'tokens.db')
+  const [one, other] = [await testApp(t, { store: sqliteStore({ path }) }), await testApp(t, { store: sqliteStore({ path }) })]
+  const token = await mintToken(one, { userId: 'alice', scopes: ['read'] })
+  t.equal((await other.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })).statusCode, 200)
+  await one.oauth.tokens.revoke({ userId: 'alice' })
+  t.equal((await other.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })).statusCode, 401)
+})
+
+t.test('request.oauth is the grant, and authInfo() what the MCP SDK takes', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(mcpOAuth, testOptions({ currentUser: () => ({ id: 'alice', tenantId: 'acme' }) }))
+  app.get('/mcp', { onRequest: app.oauth.protect() }, async ({ oauth }) => ({ grant: oauth, info: oauth!.authInfo() }))
+  app.get('/open', async ({ oauth }) => ({ oauth }))
+  const { accessToken, clientId } = await connectClient(app, { headers: {}, scopes: ['read'], clientName: 'Client' })
+  const { grant, info } = (await app.inject({ url: '/mcp', headers: bearer(accessToken) })).json()
+  t.match(grant, { grantId: /^[\w-]{22}$/, userId: 'alice', tenantId: 'acme', clientId, clientName: 'Client', scopes: ['read'], resource: `${ISSUER}/mcp`, expiresAt: null })
+  t.notOk(JSON.stringify(grant).includes(accessToken), 'the grant shows no token')
+  t.strictSame(info, { token: accessToken, clientId, scopes: ['read'], resource: `${ISSUER}/mcp`, extra: { userId: 'alice', tenantId: 'acme', grantId: grant.grantId, clientName: 'Client' } })
+  const expiresAt = Date.now() + 1_000_000
+  const personal = await mintToken(app, { userId: 'alice', scopes: ['read'], expiresAt })
+  t.match((await app.inject({ url: '/mcp', headers: bearer(personal) })).json().info, { expiresAt: Math.floor(expiresAt / 1000), clientId: String })
+  t.strictSame((await app.inject('/open')).json(), { oauth: null })
+})
+
+t.test('preflights need no token, and no OPTIONS request reaches a handler', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(mcpOAuth, testOptions({ resources: [{ path: '/mcp' }] }))
+  let reached = 0
+  app.post('/mcp', { onRequest: app.oauth.protect() }, async () => ++reached)
+  app.all('/all', { onRequest: app.oauth.protect() }, async () => ++reached)
+  for (const url of ['/mcp', '/all', '/oauth/token', '/oauth/register', '/oauth/revoke', '/.well-known/oauth-authorization-server', '/.well-known/oauth-protected-resource/mcp']) {
+    const { statusCode, headers } = await app.inject({ method: 'OPTIONS', url, headers: { origin: 'https://app.example', 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization, mcp-protocol-version' } })
+    t.equal(statusCode, 204, url)
+    t.equal(headers['access-control-allow-origin'], '*', url)
+    t.match(headers['access-control-allow-headers'], /Authorization, .*MCP-Protocol-Version.*Mcp-Session-Id.*Last-Event-ID/, url)
+    t.match(headers['access-control-allow-methods'], /POST/, url)
+    t.notOk('access-control-allow-credentials' in headers, url)
+  }
+  t.equal(reached, 0)
+  for (const url of ['/oauth/authorize', '/my/connected_apps']) {
+    const { headers } = await app.inject({ method: 'OPTIONS', url, headers: { origin: 'https://app.example', 'access-control-request-method': 'POST' } })
+    t.notOk('access-control-allow-origin' in headers, url)
+    t.notOk('access-control-allow-origin' in (await app.inject({ url, headers: { origin: 'https://app.example', 'x-user': 'alice' } })).headers, url)
+  }
+})
+
+t.test('fallbackToken is asked for what the store does not know, and only for that', async (t) => {
+  const asked: string[] = []
+  const app = await testApp(t, {
+    fallbackToken: async (token) => {
+      asked.push(token)
+      if (token === 'broken') throw new Error('database on fire')
+      return ({
+        old: { userId: 'alice', scopes: ['read'] },
+        narrow: { userId: 'alice', scopes: [] },
+        expired: { userId: 'alice', scopes: ['read'], expiresAt: Date.now() - 1 },
+        elsewhere: { userId: 'alice', scopes: ['read'], resource: 'https://other.example/mcp' }
+      } as Record<string, { userId: string, scopes: string[] }>)[token] ?? null
+    }
+  })
+  const call = async (token: string) => await app.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })
+  t.strictSame((await call('old')).json(), { userId: 'alice', scopes: ['read'] })
+  t.equal((await call('narrow')).statusCode, 403)
+  for (const token of ['expired', 'elsewhere', 'nobody']) t.equal((await call(token)).statusCode, 401, token)
+  const broken = await call('broken')
+  t.equal(broken.statusCode, 500)
+  t.strictSame(broken.json(), { error: 'server_error', error_description: 'Something went wrong.' })
+
+  asked.length = 0
+  const ours = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  t.equal((await call(ours)).statusCode, 200)
+  await app.oauth.tokens.revoke({ userId: 'alice' })
+  t.equal((await call(ours)).statusCode, 401)
+  t.strictSame(asked, [], 'a revoked token of ours is not offered to the app')
+})
+
+t.test('the store out of reach: 503 with Retry-After, never 401, and no restart after it', async (t) => {
+  const real = sqliteStore({ path: join(folder(), 'tokens.db') })
+  let down = false
+  const flaky = new Proxy(real, {
+    get (target, name) {
+      const value = Reflect.get(target, name) as unknown
+      if (typeof value !== 'function') return value
+      return (...args: unknown[]) => {
+        if (down && name !== 'close') throw new StoreUnavailableError(new Error('connection refused to secret-host'))
+        return value.apply(target, args)
+      }
+    }
+  }) as TokenStore
+  const app = await testApp(t, { store: flaky })
+  const { clientId, code, redeem } = dance(app)
+  const client = await clientId()
+  const token = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  const issued = await code(client)
+  down = true
+  for (const response of [
+    await app.inject({ method: 'POST', url: '/mcp', headers: bearer(token) }),
+    await redeem(client, issued),
+    await app.inject({ method: 'POST', url: '/oauth/revoke', headers: FORM, payload: form({ client_id: client, token }) }),
+    await app.inject({ url: '/my/connected_apps', headers: { 'x-user': 'alice' } })
+  ]) {
+    t.equal(response.statusCode, 503)
+    t.match(response.headers['retry-after'], /^\d+$/)
+    t.notMatch(response.body, /secret-host/)
+    t.notOk('www-authenticate' in response.headers)
+  }
+  t.equal((await app.inject('/.well-known/oauth-authorization-server')).statusCode, 200)
+  down = false
+  t.equal((await app.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })).statusCode, 200)
+  t.equal((await redeem(client, issued)).statusCode, 200, 'the code was not lost either')
+})
+
+t.test('the use of a token is noted once a minute and shown on close', async (t) => {
+  const path = join(folder(), 'tokens.db')
+  const app = await testApp(t, { store: sqliteStore({ path }) })
+  const token = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  for (let use = 0; use < 5; use++) await app.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })
+  const before = Date.now()
+  await app.close()
+  const store = sqliteStore({ path })
+  await store.open()
+  t.teardown(() => store.close())
+  const [row] = await store.list({ userId: 'alice' }, Date.now())
+  t.ok(row!.lastUsedAt! <= before && row!.lastUsedAt! > before - 60_000)
+})
+
+t.test('two Authorization headers on the wire are one bad token, not a choice', async (t) => {
+  const app = await testApp(t)
+  const token = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  await app.listen({ port: 0 })
+  const { port } = app.server.address() as { port: number }
+  const status = await new Promise<number | undefined>((resolve, reject) => {
+    httpRequest({ port, path: '/mcp', method: 'POST', headers: ['Host', 'localhost', 'Authorization', 'Bearer x', 'Authorization', `Bearer ${token}`] }, (response) => { response.resume(); resolve(response.statusCode) }).on('error', reject).end()
+  })
+  t.equal(status, 401)
+})
