@@ -20,6 +20,8 @@ declare module 'fastify' {
     oauth: RequestGrant | null
   }
   interface FastifyReply {
+    /** @internal What every page shows. */
+    oauthPage: { stylesUrl: string, siteName: string }
     /** @internal */
     oauthViewAsync (page: string, data: object): Promise<string>
   }

@@ -9,8 +9,8 @@ import { revocationEndpoint } from './endpoints/revocation.js'
 import { tokenEndpoint } from './endpoints/token.js'
 import './fastify.js'
 import { createTokens } from './grants/tokens.js'
-import { allowAnyOrigin } from './http/cors.js'
-import { createProtect } from './http/guard.js'
+import { answerPreflights } from './http/cors.js'
+import { createProtect, isGuard } from './http/guard.js'
 import { addPages } from './http/pages.js'
 import { addRateLimits } from './http/rate-limits.js'
 import { resolveOptions, type McpOAuthOptions } from './options.js'
@@ -31,10 +31,12 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
 
   app.decorate('oauth', { protect: createProtect(settings), tokens })
   app.decorateRequest('oauth', null)
+  const resourcePaths = new Set(settings.resources.map(({ path }) => path))
+  answerPreflights(app, ({ url, onRequest }) => resourcePaths.has(url) || [onRequest].flat().some(isGuard))
 
   // What a client does, in its order. All of it in a scope of its own: the host's parsers, views and handlers stay.
   await app.register(async function mcpOAuthEndpoints (scope) {
-    const { paths, registration, resources, rootAliases } = settings
+    const { paths, registration, rootAliases } = settings
     await addRateLimits(scope, settings)
     await addPages(scope, settings)
 
@@ -51,8 +53,6 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
       const path = paths.connectedApps
       await serve(path, (app) => connectedAppsEndpoint(app, settings, path, tokens))
     }
-    // Preflights for the resources; the routes themselves are the host's.
-    for (const { path } of resources) await serve(path, allowAnyOrigin)
   })
 
   const purge = setInterval(() => {

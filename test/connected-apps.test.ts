@@ -151,7 +151,8 @@ t.test('names cannot break out of a page, nor reorder it', async (t) => {
   const user = evil.replace(/[^\x20-\x7e]/g, '')
   for (const page of [consent, await get('alice'), await app.inject({ url: PAGE, headers: { 'x-user': user } })]) {
     t.equal(page.statusCode, 200)
-    t.notMatch(page.body, /<script|<b>|\u202E|\u0000/)
+    t.notMatch(page.body, /<script|<b>|\u202E/)
+    t.notOk(page.body.includes('\0'))
   }
   t.match(consent.body, /&lt;script&gt;alert\(1\)&lt;\/script&gt;&lt;b&gt;gnp\.exe &amp; مرحبا 😀/)
 })

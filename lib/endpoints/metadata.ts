@@ -1,7 +1,7 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { createHash } from 'node:crypto'
 import { allowAnyOrigin } from '../http/cors.js'
-import { sendJson } from '../http/errors.js'
+import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import type { Settings } from '../options.js'
 import type { Resource } from '../protocol/resource.js'
 
@@ -14,7 +14,8 @@ export async function metadataEndpoints (app: FastifyInstance, settings: Setting
   const issuerPath = new URL(issuer).pathname.replace(/\/$/, '')
 
   await app.register(async (wellKnown) => {
-    await allowAnyOrigin(wellKnown)
+    allowAnyOrigin(wellKnown, ['/oauth*', '/openid-configuration*'])
+    wellKnown.setErrorHandler(jsonErrorHandler())
     wellKnown.get(`/oauth-authorization-server${issuerPath}`, prepared(authorizationServerMetadata(settings)))
 
     const [first, ...others] = resources.map((resource) => ({ resource, send: prepared(resourceMetadata(resource, settings)) }))

@@ -13,7 +13,7 @@ export async function registrationEndpoint (app: FastifyInstance, settings: Sett
   const { scopes, clientIds, emit } = settings
   const policy = { redirectUris: settings.registration.redirectUris, grantTypes: settings.grantTypes }
 
-  await allowAnyOrigin(app)
+  allowAnyOrigin(app)
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('application/json', { parseAs: 'string', bodyLimit: BODY_LIMIT }, async (_request: FastifyRequest, body: string) => parseJson(body))
 

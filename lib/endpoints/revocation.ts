@@ -14,7 +14,7 @@ import { hashToken, isToken } from '../protocol/secret.js'
  */
 export async function revocationEndpoint (app: FastifyInstance, settings: Settings): Promise<void> {
   const { store, emit } = settings
-  await allowAnyOrigin(app)
+  allowAnyOrigin(app)
   await acceptForms(app)
 
   app.post('', limited(settings, 'token'), async (request, reply) => {

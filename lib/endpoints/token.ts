@@ -10,7 +10,7 @@ import { OAuthError } from '../protocol/errors.js'
 
 /** POST: codes for tokens. RFC 6749 §3.2. */
 export async function tokenEndpoint (app: FastifyInstance, settings: Settings): Promise<void> {
-  await allowAnyOrigin(app)
+  allowAnyOrigin(app)
   await acceptForms(app)
 
   app.post('', limited(settings, 'token'), async (request, reply) => {

@@ -1,41 +1,46 @@
-import cors from '@fastify/cors'
-import type { FastifyContextConfig, FastifyInstance, FastifyReply } from 'fastify'
+import type { FastifyContextConfig, FastifyInstance, FastifyReply, RouteOptions } from 'fastify'
 
+// Browser-based clients of any origin may use whatever rests on tokens alone; never with credentials. Done by hand:
+// @fastify/cors can be in a host once, and its OPTIONS route would answer for the host's own paths too.
+
+const METHODS = 'GET, POST, DELETE'
+const ALLOWED = 'Authorization, Content-Type, Accept, MCP-Protocol-Version, Mcp-Session-Id, Last-Event-ID, Mcp-Method, Mcp-Name'
 const EXPOSED = 'WWW-Authenticate, Mcp-Session-Id'
+const MAX_AGE = 3600
 
-/** Any origin, never with credentials: what these endpoints do rests on tokens, not on cookies. */
-const ANY_ORIGIN = {
-  origin: '*',
-  credentials: false,
-  methods: 'GET, POST, DELETE',
-  allowedHeaders: 'Authorization, Content-Type, Accept, MCP-Protocol-Version, Mcp-Session-Id, Last-Event-ID, Mcp-Method, Mcp-Name',
-  exposedHeaders: EXPOSED,
-  maxAge: 3600
+/** For this scope's routes, with preflights at the given paths below its prefix. */
+export function allowAnyOrigin (app: FastifyInstance, preflights: readonly string[] = ['']): void {
+  app.addHook('onRoute', refuseHostPolicy)
+  app.addHook('onRequest', async (_request, reply) => { allowAnyOriginOnReply(reply) })
+  for (const path of preflights) app.options(path, async (_request, reply) => sendPreflight(reply))
 }
 
-/** Lets browser-based clients use this scope's routes, and answers their preflights below its prefix. */
-export async function allowAnyOrigin (app: FastifyInstance): Promise<void> {
-  if (!app.hasRequestDecorator('corsPreflightEnabled')) {
-    await app.register(cors, ANY_ORIGIN)
-    return
-  }
-  // The host uses @fastify/cors itself: its hook runs here too and takes its policy from the route.
-  app.addHook('onRoute', (route) => { route.config = { ...route.config, cors: ANY_ORIGIN } as FastifyContextConfig })
-  app.options('*', (_request, reply) => reply.code(204).send())
+/** For the host's routes that `isOurs` names: each brings an OPTIONS route along, unless it has one. */
+export function answerPreflights (app: FastifyInstance, isOurs: (route: RouteOptions) => boolean): void {
+  app.addHook('onRoute', function (route) {
+    if (!isOurs(route)) return
+    refuseHostPolicy(route)
+    const options = { method: 'OPTIONS', url: route.url, constraints: route.constraints ?? {} } as const
+    if ([route.method].flat().includes('OPTIONS') || this.hasRoute(options)) return
+    this.route({ ...options, url: route.routePath, handler: async (_request, reply) => sendPreflight(reply) })
+  })
 }
 
-/** For a guarded route of the host, unless the host has a policy of its own. */
 export function allowAnyOriginOnReply (reply: FastifyReply): void {
-  if (reply.hasHeader('access-control-allow-origin')) return
+  if (reply.hasHeader('access-control-allow-credentials')) reply.removeHeader('access-control-allow-credentials')
   reply.header('access-control-allow-origin', '*').header('access-control-expose-headers', EXPOSED)
 }
 
-/** The answer to a preflight for a guarded route that takes OPTIONS too. */
 export function sendPreflight (reply: FastifyReply): FastifyReply {
+  allowAnyOriginOnReply(reply)
   return reply.code(204)
-    .header('access-control-allow-origin', '*')
-    .header('access-control-allow-methods', ANY_ORIGIN.methods)
-    .header('access-control-allow-headers', ANY_ORIGIN.allowedHeaders)
-    .header('access-control-max-age', ANY_ORIGIN.maxAge)
+    .header('access-control-allow-methods', METHODS)
+    .header('access-control-allow-headers', ALLOWED)
+    .header('access-control-max-age', MAX_AGE)
     .send()
+}
+
+/** @fastify/cors in the host, registered before or after, leaves such a route alone. */
+function refuseHostPolicy (route: RouteOptions): void {
+  route.config = { ...route.config, cors: false } as FastifyContextConfig
 }

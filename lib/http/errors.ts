@@ -22,7 +22,8 @@ export function toOAuthError (error: unknown): OAuthError {
     return new OAuthError('temporarily_unavailable', 'Too many requests.', { reason: 'rate_limited', statusCode, cause: error })
   }
   if (statusCode >= 400 && statusCode < 500) {
-    return new OAuthError('invalid_request', 'The request cannot be read.', { reason: 'body_malformed', statusCode, cause: error })
+    const reason = statusCode === 400 ? 'body_malformed' : 'refused_by_app'
+    return new OAuthError('invalid_request', 'The request cannot be accepted.', { reason, statusCode, cause: error })
   }
   return new OAuthError('server_error', 'Something went wrong.', { reason: 'unexpected', cause: error })
 }

@@ -33,6 +33,13 @@ export interface AuthInfo {
 
 const ProtectError = createError('FST_MCP_OAUTH_INVALID_PROTECT', 'protect(): %s', 500, TypeError)
 
+const GUARDS = new WeakSet<object>()
+
+/** Whether a hook was made by `protect()`. */
+export function isGuard (hook: unknown): boolean {
+  return typeof hook === 'function' && GUARDS.has(hook)
+}
+
 /** At most this often is the use of a token noted. */
 const TOUCH_INTERVAL = 60_000
 
@@ -129,7 +136,7 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
       return error
     }
 
-    return async function guard (request, reply) {
+    const guard: Guard = async (request, reply) => {
       // Preflights carry no token. They are answered here, so that no OPTIONS request reaches a handler without a grant.
       if (request.method === 'OPTIONS') return sendPreflight(reply)
       allowAnyOriginOnReply(reply)
@@ -158,6 +165,8 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
       }
       return undefined
     }
+    GUARDS.add(guard)
+    return guard
   }
 }
 

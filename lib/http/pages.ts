@@ -30,9 +30,11 @@ export async function addPages (app: FastifyInstance, settings: Settings): Promi
     templates: BUILT_IN,
     propertyName: 'oauthView',
     // The built-in files never change while we run; an app's own do while it is being written.
-    production: settings.views === undefined || process.env.NODE_ENV === 'production',
-    defaultContext: { stylesUrl: `${settings.paths.styles}?v=${version}`, siteName: siteName(settings) }
+    production: settings.views === undefined || process.env.NODE_ENV === 'production'
   })
+  // Not as the engine's default context: what the host keeps in reply.locals would come before it.
+  const common = { stylesUrl: `${settings.paths.styles}?v=${version}`, siteName: siteName(settings) }
+  app.decorateReply('oauthPage', { getter: () => common })
   app.get(settings.paths.styles, (_request, reply) => reply
     .header('cache-control', 'public, max-age=31536000, immutable')
     .header('x-content-type-options', 'nosniff')
@@ -47,7 +49,7 @@ export async function addPages (app: FastifyInstance, settings: Settings): Promi
 export async function sendPage (reply: FastifyReply, statusCode: number, page: Page, data: object, formAction: string | undefined): Promise<FastifyReply> {
   const policy = ["default-src 'none'", "style-src 'self'", 'img-src data:', "base-uri 'none'", "frame-ancestors 'none'"]
   if (formAction !== undefined) policy.push(`form-action ${formAction}`)
-  const html = await reply.oauthViewAsync(page, data)
+  const html = await reply.oauthViewAsync(`${page}.eta`, { ...reply.oauthPage, ...data })
   return protect(reply)
     .code(statusCode)
     .header('content-security-policy', policy.join('; '))

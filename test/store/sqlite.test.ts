@@ -17,7 +17,10 @@ async function openAt (t: Test, file: string): Promise<TokenStore> {
 }
 
 storeContract(t, 'sqliteStore', {
-  open: async (t) => await openAt(t, path = join(folder(), 'tokens.db')),
+  open: async (t) => {
+    path = join(folder(), 'tokens.db')
+    return await openAt(t, path)
+  },
   reopen: async (t) => await openAt(t, path)
 })
 

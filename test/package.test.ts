@@ -1,0 +1,230 @@
+import { execFile } from 'node:child_process'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { basename, join, relative, sep } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import t from 'tap'
+
+const REPOSITORY = fileURLToPath(new URL('../', import.meta.url))
+const run = promisify(execFile)
+
+// What people get: the tarball, installed into a project that has nothing else.
+t.setTimeout(300_000)
+const work = mkdtempSync(join(tmpdir(), 'mcp-oauth-package-'))
+t.teardown(() => rmSync(work, { recursive: true, force: true }))
+const project = join(work, 'project')
+const installed = join(project, 'node_modules', 'fastify-mcp-oauth')
+
+t.before(async () => {
+  // Packing builds (`prepare`), so it is done on a copy: other tests read dist meanwhile.
+  const copy = join(work, 'repository')
+  cpSync(REPOSITORY, copy, { recursive: true, filter: (path) => !['node_modules', 'dist', '.git', '.tap'].includes(basename(path)) })
+  symlinkSync(join(REPOSITORY, 'node_modules'), join(copy, 'node_modules'), 'junction')
+  await command(copy, 'npm', ['pack', '--pack-destination', work])
+  const [tarball, ...others] = readdirSync(work).filter((name) => name.endsWith('.tgz'))
+  t.strictSame(others, [])
+  mkdirSync(project)
+  writeFileSync(join(project, 'package.json'), JSON.stringify({ name: 'project', private: true, type: 'module' }))
+  await command(project, 'npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', '--ignore-scripts', join(work, tarball!), 'fastify@5'])
+})
+
+t.test('the package holds what it needs and nothing else', async (t) => {
+  const files = readdirSync(installed, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => relative(installed, join(entry.parentPath ?? entry.path, entry.name)).split(sep).join('/'))
+    .filter((name) => !name.startsWith('node_modules/'))
+    .sort()
+
+  const needed = ['dist/index.js', 'dist/index.d.ts', 'dist/store/sqlite.js', 'dist/store/sqlite.d.ts', 'dist/testing.js', 'dist/testing.d.ts', 'views/styles.css',
+    ...readdirSync(join(REPOSITORY, 'views')).filter((name) => name.endsWith('.eta')).map((name) => `views/${name}`)]
+  t.strictSame(needed.filter((name) => !files.includes(name)), [], 'nothing is missing')
+  t.ok(needed.includes('views/consent.eta'))
+
+  const expected = /^(dist\/.+\.(js|d\.ts)|views\/.+\.(eta|css)|README\.md|LICENSE|CHANGELOG\.md|SECURITY\.md|package\.json)$/
+  t.strictSame(files.filter((name) => !expected.test(name)), [], 'nothing is in it that does not belong')
+  t.strictSame(files.filter((name) => /(^|\/)(test|lib|examples|bench)\/|\.test\./.test(name)), [], 'no tests, sources or examples')
+
+  const sources = readdirSync(join(REPOSITORY, 'lib'), { recursive: true }).map(String).filter((name) => name.endsWith('.ts'))
+  const built = files.filter((name) => name.startsWith('dist/') && name.endsWith('.js'))
+  t.strictSame(built, sources.map((name) => `dist/${name.split(sep).join('/').replace(/\.ts$/, '.js')}`).sort(), 'every source is built')
+})
+
+t.test('whatever the package imports comes with it', async (t) => {
+  const { dependencies = {}, optionalDependencies = {}, peerDependencies = {} } = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')) as Record<string, Record<string, string>>
+  const declared = new Set(Object.keys({ ...dependencies, ...optionalDependencies, ...peerDependencies }))
+  const undeclared = new Set<string>()
+  for (const name of readdirSync(join(installed, 'dist'), { recursive: true }).map(String).filter((name) => /\.(js|d\.ts)$/.test(name))) {
+    for (const [, specifier] of readFileSync(join(installed, 'dist', name), 'utf8').matchAll(/(?:from|import)\s*\(?\s*'([^'.][^']*)'/g)) {
+      if (specifier!.startsWith('node:')) continue
+      const dependency = specifier!.split('/').slice(0, specifier!.startsWith('@') ? 2 : 1).join('/')
+      if (!declared.has(dependency)) undeclared.add(`${dependency} in ${name}`)
+    }
+  }
+  t.strictSame([...undeclared], [])
+  t.notOk(existsSync(join(project, 'node_modules', 'typescript')), 'and no tool of ours')
+})
+
+t.test('an app with the package connects a client, with the default store and the built-in views, and ends by itself', async (t) => {
+  write('app.js', `
+    import Fastify from 'fastify'
+    import mcpOAuth, { OAuthError, StoreUnavailableError } from 'fastify-mcp-oauth'
+    import { sqliteStore } from 'fastify-mcp-oauth/sqlite'
+    import { connectClient, mintToken } from 'fastify-mcp-oauth/testing'
+
+    const app = Fastify()
+    await app.register(mcpOAuth, {
+      issuer: 'http://localhost:3000',
+      keys: ['k'.repeat(43)],
+      scopes: { read: 'Read your notes', write: 'Change your notes' },
+      currentUser: ({ headers }) => headers.cookie === 'user=alice' ? { id: 'alice', name: 'Alice' } : null,
+      loginUrl: '/login'
+    })
+    app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'] }) }, async ({ oauth }) => ({ userId: oauth.userId, clientName: oauth.clientName }))
+
+    const registered = await app.inject({ method: 'POST', url: '/oauth/register', payload: { client_name: 'Test client', redirect_uris: ['http://127.0.0.1/callback'] } })
+    const query = new URLSearchParams({
+      response_type: 'code', client_id: registered.json().client_id, redirect_uri: 'http://127.0.0.1:5000/callback',
+      code_challenge: 'c'.repeat(43), code_challenge_method: 'S256'
+    })
+    const cookie = { cookie: 'user=alice' }
+    const consent = await app.inject({ url: '/oauth/authorize?' + query, headers: cookie })
+    const styles = await app.inject(consent.body.match(/href="([^"]*styles[^"]*)"/)[1])
+    const error = await app.inject('/oauth/authorize')
+    const { headers, scopes } = await connectClient(app, { headers: cookie })
+    const called = await app.inject({ method: 'POST', url: '/mcp', headers })
+    const apps = await app.inject({ url: '/my/connected_apps', headers: cookie })
+    const minted = await app.inject({ method: 'POST', url: '/mcp', headers: { authorization: 'Bearer ' + await mintToken(app, { userId: 'bob', scopes: ['read'] }) } })
+    await app.listen({ port: 0, host: '127.0.0.1' })
+    await app.close()
+    console.log(JSON.stringify({
+      consent: [consent.statusCode, consent.body], styles: [styles.statusCode, styles.headers['content-type']], error: [error.statusCode, error.headers['content-type']],
+      scopes, called: called.json(), apps: apps.body, minted: minted.json(), names: [typeof sqliteStore, OAuthError.name, StoreUnavailableError.name]
+    }))
+  `)
+  const { consent, apps, ...others } = JSON.parse(await command(project, process.execPath, ['app.js'])) as { consent: [number, string], apps: string }
+  t.equal(consent[0], 200)
+  t.match(consent[1], /Allow <bdi class="name">Test client<\/bdi>[^]*Alice[^]*Read your notes[^]*Change your notes[^]*name="decision" value="approve"/)
+  t.match(apps, 'Test client')
+  t.strictSame(others, {
+    styles: [200, 'text/css; charset=utf-8'],
+    error: [400, 'text/html; charset=utf-8'],
+    scopes: ['read', 'write'],
+    called: { userId: 'alice', clientName: 'Test client' },
+    minted: { userId: 'bob', clientName: null },
+    names: ['function', 'OAuthError', 'StoreUnavailableError']
+  })
+  t.ok(existsSync(join(project, 'oauth.db')), 'the default store is a file beside the app')
+})
+
+t.test('only what is exported can be imported', async (t) => {
+  write('exports.js', `
+    const answers = {}
+    for (const path of process.argv.slice(2)) {
+      answers[path] = await import('fastify-mcp-oauth' + path).then((module) => Object.keys(module).sort(), ({ code }) => code)
+    }
+    console.log(JSON.stringify(answers))
+  `)
+  const inside = ['/plugin', '/dist/index.js', '/dist/plugin.js', '/store/sqlite', '/options', '/views/consent.eta', '/lib/index.ts']
+  const answers = JSON.parse(await command(project, process.execPath, ['exports.js', '', '/sqlite', '/testing', ...inside])) as Record<string, string | string[]>
+  t.match(answers[''], ['OAuthError', 'StoreUnavailableError', 'default'])
+  t.strictSame(answers['/sqlite'], ['sqliteStore'])
+  t.strictSame(answers['/testing'], ['connectClient', 'mintToken'])
+  for (const path of inside) t.equal(answers[path], 'ERR_PACKAGE_PATH_NOT_EXPORTED', path)
+})
+
+t.test('the types of the package hold in a strict project, its libraries checked too', async (t) => {
+  // Its own declarations must be complete; those of Node are the project's to bring.
+  mkdirSync(join(project, 'node_modules', '@types'), { recursive: true })
+  for (const name of ['@types/node', 'undici-types']) {
+    if (!existsSync(join(project, 'node_modules', name))) symlinkSync(join(REPOSITORY, 'node_modules', name), join(project, 'node_modules', name), 'junction')
+  }
+  write('app.ts', `
+    import Fastify, { type FastifyInstance } from 'fastify'
+    import mcpOAuth, {
+      OAuthError, StoreUnavailableError,
+      type AuditEvent, type AuthInfo, type Grant, type Guard, type ListedGrant, type McpOAuth, type McpOAuthOptions, type ProtectOptions,
+      type RateLimits, type RequestGrant, type ResourceOptions, type ScopeDefinition, type Selector, type TokenRow, type Tokens, type TokenStore, type User
+    } from 'fastify-mcp-oauth'
+    import { sqliteStore, type SqliteStoreOptions } from 'fastify-mcp-oauth/sqlite'
+    import { connectClient, mintToken, type ConnectedClient } from 'fastify-mcp-oauth/testing'
+
+    const storeOptions: SqliteStoreOptions = { path: 'tokens.db' }
+    const store: TokenStore = sqliteStore(storeOptions)
+    const resource: ResourceOptions = { path: '/mcp', name: 'Notes' }
+    const write: ScopeDefinition = { description: 'Change your notes', implies: ['read'] }
+    const limits: RateLimits = { register: { max: 5, timeWindow: '1 minute' }, token: false }
+    const events: AuditEvent['type'][] = []
+    const options: McpOAuthOptions = {
+      issuer: 'https://notes.example.com',
+      keys: ['k'.repeat(43)],
+      store,
+      scopes: { read: 'Read your notes', write },
+      resources: [resource],
+      currentUser: async (request): Promise<User | null> => typeof request.headers['x-user'] === 'string' ? { id: request.headers['x-user'] } : null,
+      loginUrl: (request, returnTo) => request.hostname + returnTo,
+      rateLimit: limits,
+      fallbackToken: async (token) => token === 'old' ? { userId: 'alice', scopes: ['read'] } : null,
+      onEvent: ({ type }) => { events.push(type) }
+    }
+    const app: FastifyInstance = Fastify()
+    await app.register(mcpOAuth, options)
+    const oauth: McpOAuth = app.oauth
+    const tokens: Tokens = oauth.tokens
+    const needed: ProtectOptions = { scopes: ['read'] }
+    const guard: Guard = oauth.protect(needed)
+    app.post('/mcp', { onRequest: guard }, async (request) => {
+      const grant: RequestGrant | null = request.oauth
+      grant?.require('write')
+      const info: AuthInfo | undefined = grant?.authInfo()
+      return { info, userId: grant?.userId }
+    })
+    app.get('/mcp', { onRequest: [guard] }, async ({ oauth }) => oauth!.scopes)
+    const selector: Selector = { userId: 'alice', clientId: 'x' }
+    const revoked: number = await tokens.revoke(selector)
+    const listed: ListedGrant[] = await tokens.list({ userId: 'alice' })
+    const verified: Grant | null = await tokens.verify('oat_x')
+    const token: string = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+    const client: ConnectedClient = await connectClient(app, { headers: { cookie: 'x' } })
+    const row: Pick<TokenRow, 'id' | 'userId'> = { id: '', userId: null }
+    export { revoked, listed, verified, token, client, row, events, OAuthError, StoreUnavailableError }
+
+    // @ts-expect-error an option that does not exist
+    await app.register(mcpOAuth, { ...options, isuer: 'https://notes.example.com' } satisfies McpOAuthOptions)
+    // @ts-expect-error a required option is missing
+    await app.register(mcpOAuth, { issuer: 'https://notes.example.com' })
+    // @ts-expect-error request.oauth may be null
+    app.get('/unguarded', async ({ oauth }) => oauth.userId)
+  `)
+  const tsc = (module: string, file: string) => command(project, process.execPath, [
+    join(REPOSITORY, 'node_modules', 'typescript', 'bin', 'tsc'),
+    '--noEmit', '--strict', '--module', module, '--target', 'es2022', '--skipLibCheck', 'false', '--types', 'node', file
+  ])
+  t.equal(await tsc('nodenext', 'app.ts'), '', 'as a module of Node')
+  write('subpaths.ts', `
+    // @ts-expect-error not exported
+    import 'fastify-mcp-oauth/plugin'
+    // @ts-expect-error not exported
+    import 'fastify-mcp-oauth/dist/plugin.js'
+    export {}
+  `)
+  t.equal(await tsc('nodenext', 'subpaths.ts'), '', 'no inside has types')
+})
+
+function write (name: string, text: string): void {
+  writeFileSync(join(project, name), text.replace(/^ {4}/gm, ''))
+}
+
+/** Runs a command to its end; answers what it printed, and throws with all of it where it failed. */
+async function command (cwd: string, file: string, args: string[]): Promise<string> {
+  // Neither the loaders of the test runner nor the package that npm runs it for are the child's business.
+  const { NODE_OPTIONS: _, npm_config_local_prefix: __, ...env } = process.env
+  const onWindows = process.platform === 'win32'
+  try {
+    const { stdout } = await run(file, args, { cwd, env, shell: onWindows && file === 'npm', timeout: 240_000, maxBuffer: 16 * 1024 * 1024 })
+    return stdout
+  } catch (error) {
+    const { message, stdout, stderr } = error as { message: string, stdout: string, stderr: string }
+    throw new Error(`${basename(file)} ${args.join(' ')}: ${message}\n${stdout}\n${stderr}`)
+  }
+}
