@@ -3,10 +3,10 @@ import type { RateLimitOptions, RateLimitPluginOptions } from '@fastify/rate-lim
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import { statSync } from 'node:fs'
 import { inspect } from 'node:util'
-import { MAX_CLIENT_ID_LENGTH, createClientFinder, type ClientSource } from './clients/client.js'
+import { MAX_CLIENT_ID_LENGTH, createClientFinder } from './clients/client.js'
 import { configuredClients, type ConfiguredClients } from './clients/configured.js'
 import { registeredClients, type ClientIdPayload } from './clients/registered.js'
-import { createEmit, type AuditEvent, type Emit } from './events.js'
+import { createEmit, type AuditEvent } from './events.js'
 import type { AuthorizationCode } from './protocol/authorization-code.js'
 import { isRedirectUri } from './protocol/redirect-uri.js'
 import type { Resource } from './protocol/resource.js'
@@ -98,41 +98,8 @@ export interface McpOAuthOptions {
   onEvent?: (event: AuditEvent) => unknown
 }
 
-/** The options, checked and complete, with what is made from them once. Frozen. */
-export interface Settings {
-  readonly issuer: string
-  /** Path of each endpoint as the browser sees it. */
-  readonly paths: {
-    readonly authorization: string
-    readonly token: string
-    readonly registration: string
-    readonly revocation: string
-    readonly styles: string
-    /** Null without the page. */
-    readonly connectedApps: string | null
-  }
-  /** The absolute URL of a path. Made from `issuer`, never from a request. */
-  readonly url: (path: string) => string
-  readonly scopes: ScopeCatalogue
-  readonly resources: readonly [Resource, ...Resource[]]
-  /** Milliseconds. */
-  readonly codeLifetime: number
-  readonly grantTypes: readonly string[]
-  readonly registration: { readonly enabled: boolean, readonly redirectUris: readonly string[] }
-  readonly rateLimit: RateLimits | false
-  readonly rootAliases: boolean
-  readonly views: string | undefined
-  readonly currentUser: McpOAuthOptions['currentUser']
-  readonly loginUrl: (request: FastifyRequest, returnTo: string) => string
-  readonly fallbackToken: McpOAuthOptions['fallbackToken']
-  readonly store: TokenStore
-  readonly findClient: ClientSource
-  readonly codes: Sealer<AuthorizationCode>
-  readonly consentTickets: Sealer<ConsentTicket>
-  readonly pageTickets: Sealer<PageTicket>
-  readonly clientIds: Signer<ClientIdPayload>
-  readonly emit: Emit
-}
+/** The options, checked and complete, with what is made from them once. */
+export type Settings = Awaited<ReturnType<typeof resolveOptions>>
 
 export const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
 
@@ -144,7 +111,7 @@ const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 's
  *
  * @throws FST_MCP_OAUTH_INVALID_OPTION naming the option, what was expected and what was given
  */
-export async function resolveOptions (options: McpOAuthOptions, log: FastifyBaseLogger): Promise<Settings> {
+export async function resolveOptions (options: McpOAuthOptions, log: FastifyBaseLogger) {
   for (const name of Object.keys(options)) {
     expect(KNOWN.has(name), name, `one of ${[...KNOWN].join(', ')}`, 'an option of that name')
   }
@@ -155,7 +122,8 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   const resources = parseResources(options.resources, origin, scopes)
   const clientIds = await Signer.create<ClientIdPayload>(keys, 'client')
   const clients = parseClients(options.clients)
-  const { currentUser, loginUrl, codeLifetime = 60, rateLimit = {}, rootAliases = false, views, fallbackToken, onEvent } = options
+  const { currentUser, loginUrl, codeLifetime = 60, rootAliases = false, views, fallbackToken, onEvent } = options
+  const rateLimit: RateLimits | false = options.rateLimit ?? {}
 
   expect(typeof currentUser === 'function', 'currentUser', 'a function (request) => user or null', currentUser)
   expect(typeof loginUrl === 'function' || (typeof loginUrl === 'string' && /^(\/(?![/\\])|https?:\/\/)/.test(loginUrl)), 'loginUrl', "a path such as '/login', an http(s) URL, or a function", loginUrl)
@@ -172,7 +140,9 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
 
   return Object.freeze({
     issuer: options.issuer,
+    /** Path of each endpoint as the browser sees it; null without the page. */
     paths: Object.freeze({
+      issuer: base,
       authorization: `${base}/oauth/authorize`,
       token: `${base}/oauth/token`,
       registration: `${base}/oauth/register`,
@@ -180,9 +150,11 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
       styles: `${base}/oauth/styles.css`,
       connectedApps: parseConnectedApps(options.connectedApps)
     }),
-    url: (path: string) => origin + path,
+    /** The absolute URL of a path. Made from `issuer`, never from a request. */
+    url: (path: string): string => origin + path,
     scopes,
     resources,
+    /** Milliseconds. */
     codeLifetime: codeLifetime * 1000,
     grantTypes: ['authorization_code'],
     registration: parseRegistration(options.registration),
@@ -270,7 +242,7 @@ function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string
   return parsed as [Resource, ...Resource[]]
 }
 
-function parseRegistration (registration: unknown = {}): Settings['registration'] {
+function parseRegistration (registration: unknown = {}): { enabled: boolean, redirectUris: readonly string[] } {
   expect(isObject(registration), 'registration', 'an object { enabled, redirectUris }', registration)
   expectNames(registration, 'registration', ['enabled', 'redirectUris'])
   const { enabled = true, redirectUris = [] } = registration as NonNullable<McpOAuthOptions['registration']>

@@ -10,27 +10,23 @@ import type { Resource } from '../protocol/resource.js'
  * Built once: every URL in them comes from `issuer`, never from a request.
  */
 export async function metadataEndpoints (app: FastifyInstance, settings: Settings): Promise<void> {
-  const { issuer, resources } = settings
-  const issuerPath = new URL(issuer).pathname.replace(/\/$/, '')
+  const { paths, resources } = settings
 
   await app.register(async (wellKnown) => {
     allowAnyOrigin(wellKnown, ['/oauth*', '/openid-configuration*'])
     wellKnown.setErrorHandler(jsonErrorHandler())
-    wellKnown.get(`/oauth-authorization-server${issuerPath}`, prepared(authorizationServerMetadata(settings)))
+    wellKnown.get(`/oauth-authorization-server${paths.issuer}`, prepared(authorizationServerMetadata(settings)))
 
-    const [first, ...others] = resources.map((resource) => ({ resource, send: prepared(resourceMetadata(resource, settings)) }))
-    const atRoot = resources.find(({ path }) => path === '/')
-    if (atRoot === undefined) wellKnown.get('/oauth-protected-resource', first!.send)
-    for (const { resource, send } of [first!, ...others]) {
-      wellKnown.get(new URL(resource.metadataUrl).pathname.replace('/.well-known', ''), send)
-    }
+    const documents = new Map<string, Resource>([['/oauth-protected-resource', resources[0]]])
+    for (const resource of resources) documents.set(new URL(resource.metadataUrl).pathname.replace('/.well-known', ''), resource)
+    for (const [path, resource] of documents) wellKnown.get(path, prepared(resourceMetadata(resource, settings)))
 
     // A page of the host's single-page app here would be read as broken metadata: clients must see a 404 in JSON.
     wellKnown.get('/oauth*', notFound)
     wellKnown.get('/openid-configuration*', notFound)
   }, { prefix: '/.well-known' })
 
-  for (const path of new Set([issuerPath, ...resources.map(({ path }) => path.replace(/\/$/, ''))])) {
+  for (const path of new Set([paths.issuer, ...resources.map(({ path }) => path.replace(/\/$/, ''))])) {
     if (path !== '') app.get(`${path}/.well-known/openid-configuration`, notFound)
   }
 }
