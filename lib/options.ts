@@ -123,16 +123,10 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   const clientIds = await Signer.create<ClientIdPayload>(keys, 'client')
   const clients = parseClients(options.clients)
   const { currentUser, loginUrl, codeLifetime = 60, rootAliases = false, views, fallbackToken, onEvent } = options
-  const rateLimit: RateLimits | false = options.rateLimit ?? {}
 
   expect(typeof currentUser === 'function', 'currentUser', 'a function (request) => user or null', currentUser)
   expect(typeof loginUrl === 'function' || (typeof loginUrl === 'string' && /^(\/(?![/\\])|https?:\/\/)/.test(loginUrl)), 'loginUrl', "a path such as '/login', an http(s) URL, or a function", loginUrl)
   expect(Number.isInteger(codeLifetime) && codeLifetime >= 1 && codeLifetime <= 600, 'codeLifetime', 'whole seconds from 1 to 600', codeLifetime)
-  expect(rateLimit === false || isObject(rateLimit), 'rateLimit', 'false or an object', rateLimit)
-  for (const endpoint of ['register', 'token', 'authorize'] as const) {
-    const limit: unknown = rateLimit === false ? false : rateLimit[endpoint]
-    expect(limit === undefined || limit === false || isObject(limit), `rateLimit.${endpoint}`, 'false or an object such as { max: 10 }', limit)
-  }
   expect(typeof rootAliases === 'boolean', 'rootAliases', 'true or false', rootAliases)
   expect(views === undefined || (typeof views === 'string' && statSync(views, { throwIfNoEntry: false })?.isDirectory() === true), 'views', 'the path of an existing folder', views)
   expect(fallbackToken === undefined || typeof fallbackToken === 'function', 'fallbackToken', 'a function (token, request) => grant or null', fallbackToken)
@@ -158,7 +152,7 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     codeLifetime: codeLifetime * 1000,
     grantTypes: ['authorization_code'],
     registration: parseRegistration(options.registration),
-    rateLimit,
+    rateLimit: parseRateLimit(options.rateLimit),
     rootAliases,
     views,
     currentUser,
@@ -274,6 +268,15 @@ function parseConnectedApps (connectedApps: unknown = {}): string | null {
   const { path = '/my/connected_apps' } = connectedApps
   expect(isPath(path), 'connectedApps.path', "a path such as '/my/connected_apps'", path)
   return path
+}
+
+function parseRateLimit (rateLimit: RateLimits | false = {}): RateLimits | false {
+  expect(rateLimit === false || isObject(rateLimit), 'rateLimit', 'false or an object', rateLimit)
+  for (const endpoint of ['register', 'token', 'authorize'] as const) {
+    const limit: unknown = rateLimit === false ? false : rateLimit[endpoint]
+    expect(limit === undefined || limit === false || isObject(limit), `rateLimit.${endpoint}`, 'false or an object such as { max: 10 }', limit)
+  }
+  return rateLimit
 }
 
 function parseStore (store: unknown = sqliteStore({ path: 'oauth.db' })): TokenStore {
