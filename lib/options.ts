@@ -11,7 +11,7 @@ import type { AuthorizationCode } from './protocol/authorization-code.js'
 import { isRedirectUri } from './protocol/redirect-uri.js'
 import type { Resource } from './protocol/resource.js'
 import { ScopeCatalogue, isScopeToken, type ScopeDefinition } from './protocol/scope.js'
-import { Sealer, Signer } from './protocol/sealed.js'
+import { createSealer, createSigner } from './protocol/sealed.js'
 import { parseKey } from './protocol/secret.js'
 import type { ConsentTicket, PageTicket } from './protocol/tickets.js'
 import { sqliteStore } from './store/sqlite.js'
@@ -120,7 +120,7 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   const keys = parseKeys(options.keys)
   const scopes = parseScopes(options.scopes)
   const resources = parseResources(options.resources, origin, scopes)
-  const clientIds = await Signer.create<ClientIdPayload>(keys, 'client')
+  const clientIds = await createSigner<ClientIdPayload>(keys, 'client')
   const clients = parseClients(options.clients)
   const { currentUser, loginUrl, codeLifetime = 60, rootAliases = false, views, fallbackToken, onEvent } = options
 
@@ -160,9 +160,9 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     fallbackToken,
     store: parseStore(options.store),
     findClient: createClientFinder([configuredClients(clients), registeredClients(clientIds)]),
-    codes: await Sealer.create<AuthorizationCode>(keys, 'code'),
-    consentTickets: await Sealer.create<ConsentTicket>(keys, 'consent'),
-    pageTickets: await Sealer.create<PageTicket>(keys, 'page'),
+    codes: await createSealer<AuthorizationCode>(keys, 'code'),
+    consentTickets: await createSealer<ConsentTicket>(keys, 'consent'),
+    pageTickets: await createSealer<PageTicket>(keys, 'page'),
     clientIds,
     emit: createEmit(onEvent, log)
   })

@@ -3,7 +3,7 @@ import Fastify from 'fastify'
 import { join } from 'node:path'
 import t from 'tap'
 import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../lib/index.js'
-import { Sealer } from '../lib/protocol/sealed.js'
+import { createSealer } from '../lib/protocol/sealed.js'
 import { parseKey } from '../lib/protocol/secret.js'
 import { sqliteStore } from '../lib/store/sqlite.js'
 import { connectClient, mintToken } from '../lib/testing.js'
@@ -394,7 +394,7 @@ t.test('a code is no ticket and a ticket no code, and neither can be altered', a
   const issued = await code(client)
   const [header, key, iv, body, tag] = issued.split('.') as [string, string, string, string, string]
   const swapped = (change: object) => [Buffer.from(JSON.stringify({ ...JSON.parse(Buffer.from(header, 'base64url').toString()), ...change })).toString('base64url'), key, iv, body, tag].join('.')
-  const sealer = await Sealer.create([parseKey(OTHER_KEY)!], 'code')
+  const sealer = await createSealer([parseKey(OTHER_KEY)!], 'code')
   const cases: Array<[title: string, code: string]> = [
     ['a consent ticket', await ticket(client)],
     ['another alg', swapped({ alg: 'A256KW' })],

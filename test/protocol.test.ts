@@ -14,7 +14,7 @@ import { codeVerifierMatches, isCodeChallenge, isCodeVerifier } from '../lib/pro
 import { authorizationResponse, isLoopbackHost, isLoopbackRedirectUri, isRedirectUri, redirectHost, redirectUriMatches, withoutLoopbackPort } from '../lib/protocol/redirect-uri.js'
 import { findResource, type Resource } from '../lib/protocol/resource.js'
 import { formatScope, isScopeToken, parseScope, ScopeCatalogue, type ScopeDefinition } from '../lib/protocol/scope.js'
-import { Sealer, Signer, type Expiring } from '../lib/protocol/sealed.js'
+import { createSealer as createAnySealer, createSigner, type Expiring, type Sealer, type Signer } from '../lib/protocol/sealed.js'
 import { createGrantId, createToken, deriveKey, hashToken, isToken, parseKey } from '../lib/protocol/secret.js'
 import { checkTicket } from '../lib/protocol/tickets.js'
 
@@ -584,7 +584,7 @@ const NOW = 1_800_000_000_000
 const keyA = randomBytes(32)
 const keyB = randomBytes(32)
 const payload: Payload = { text: 'naïve 漢字 🙂 "\\\u0000', expiresAt: NOW + 60_000 }
-const createSealer = async (keys: Uint8Array[] = [keyA], purpose = 'code'): Promise<Sealer<Payload>> => await Sealer.create<Payload>(keys, purpose)
+const createSealer = async (keys: Uint8Array[] = [keyA], purpose = 'code'): Promise<Sealer<Payload>> => await createAnySealer<Payload>(keys, purpose)
 
 const base64url = (value: string | object): string => Buffer.from(typeof value === 'string' ? value : JSON.stringify(value)).toString('base64url')
 const headerOf = (value: string): Record<string, unknown> => JSON.parse(Buffer.from(value.split('.')[0]!, 'base64url').toString())
@@ -710,7 +710,7 @@ t.test('alg and enc are pinned, and zip is refused, even under the right key', a
 
 t.test('PBES2 with a huge count costs nothing, and neither does a huge value', async (t) => {
   const sealer = await createSealer()
-  const signer = await Signer.create<object>([keyA], 'client')
+  const signer = await createSigner<object>([keyA], 'client')
   const [header, , ...rest] = withHeader(await sealer.seal(payload), { alg: 'PBES2-HS512+A256KW', p2c: 2 ** 31 - 1, p2s: base64url('salt salt') }).split('.')
   const start = performance.now()
   t.equal(await sealer.open([header, base64url('k'.repeat(40)), ...rest].join('.'), NOW), 'unreadable')
@@ -731,7 +731,7 @@ t.test('nothing over 8 KiB is sealed, nor parsed', async (t) => {
 })
 
 t.test('a signed value reads as what was signed, and is the same string each time', async (t) => {
-  const create = async (): Promise<Signer<object>> => await Signer.create<object>([keyA, keyB], 'client')
+  const create = async (): Promise<Signer<object>> => await createSigner<object>([keyA, keyB], 'client')
   const [signer, another] = await Promise.all([create(), create()])
   const content = { client_name: 'Zażółć 漢字 🙂 "\\', redirect_uris: ['http://localhost/cb'] }
   const value = await signer.sign(content)
@@ -742,7 +742,7 @@ t.test('a signed value reads as what was signed, and is the same string each tim
 })
 
 t.test('signing keys rotate: the first signs, all verify, and what a removed key signed is nothing', async (t) => {
-  const create = async (keys: Uint8Array[]): Promise<Signer<object>> => await Signer.create<object>(keys, 'client')
+  const create = async (keys: Uint8Array[]): Promise<Signer<object>> => await createSigner<object>(keys, 'client')
   const [before, both, after] = await Promise.all([create([keyA]), create([keyB, keyA]), create([keyB])])
   const old = await before.sign({ a: 1 })
   const fresh = await both.sign({ a: 1 })
@@ -753,7 +753,7 @@ t.test('signing keys rotate: the first signs, all verify, and what a removed key
 })
 
 t.test('a signed value changed in any one character, cut short or spelled in other base64url is nothing', async (t) => {
-  const signer = await Signer.create<object>([keyA], 'client')
+  const signer = await createSigner<object>([keyA], 'client')
   const value = await signer.sign({ client_name: 'Notes' })
   const spellings = [...otherSpellings(value)]
   t.ok(spellings.length > 9)
@@ -764,7 +764,7 @@ t.test('a signed value changed in any one character, cut short or spelled in oth
 })
 
 t.test('no other alg, key or purpose signs: none, HS512, HS256 under a foreign key (RFC 8725 §3.1)', async (t) => {
-  const signer = await Signer.create<object>([keyA], 'client')
+  const signer = await createSigner<object>([keyA], 'client')
   const value = await signer.sign({ a: 1 })
   const { typ, kid } = headerOf(value) as { typ: string, kid: string }
   const key = deriveKey(keyA, 'client', 32)
@@ -786,7 +786,7 @@ t.test('no other alg, key or purpose signs: none, HS512, HS256 under a foreign k
     'no kid': await new CompactSign(bytes).setProtectedHeader({ alg: 'HS256', typ }).sign(key),
     'another kid': await make({ kid: 'other' }),
     'no JSON inside': await new CompactSign(new TextEncoder().encode('x')).setProtectedHeader({ alg: 'HS256', typ, kid }).sign(key),
-    'another purpose': await (await Signer.create<object>([keyA], 'other')).sign({ a: 1 }),
+    'another purpose': await (await createSigner<object>([keyA], 'other')).sign({ a: 1 }),
     'a sealed value': await (await createSealer()).seal(payload)
   }
   for (const [what, other] of Object.entries(forged)) t.equal(await signer.verify(other), undefined, what)
@@ -795,7 +795,7 @@ t.test('no other alg, key or purpose signs: none, HS512, HS256 under a foreign k
 // Clients
 
 t.test('the same app has the same client id from every port and in every order of its redirect URIs, and another app another', async (t) => {
-  const signer = await Signer.create<ClientIdPayload>([keyA], 'client')
+  const signer = await createSigner<ClientIdPayload>([keyA], 'client')
   const register = async (name: string, ...uris: string[]): Promise<string> =>
     await registeredClientId(signer, parseClientMetadata({ client_name: name, redirect_uris: uris }, POLICY))
   const clientId = await register('Codex', 'http://127.0.0.1:1/callback', 'http://localhost:2/callback')
@@ -810,7 +810,7 @@ t.test('the same app has the same client id from every port and in every order o
 })
 
 t.test('a client id has at most 2 KiB: longer metadata is refused, and a longer id is nobody\'s', async (t) => {
-  const signer = await Signer.create<ClientIdPayload>([keyA], 'client')
+  const signer = await createSigner<ClientIdPayload>([keyA], 'client')
   const long = Array.from({ length: 10 }, (_, index) => `http://localhost/${index}/${'x'.repeat(200)}`)
   await t.rejects(registeredClientId(signer, parseClientMetadata({ redirect_uris: long }, POLICY)), { code: 'invalid_client_metadata', reason: 'client_metadata_invalid' })
   t.type(await registeredClientId(signer, parseClientMetadata({ client_name: '🙂'.repeat(100), redirect_uris: long.slice(0, 2) }, POLICY)), 'string')

@@ -6,7 +6,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Settings } from '../options.js'
-import { AuthorizationError, type OAuthError } from '../protocol/errors.js'
+import { AuthorizationError } from '../protocol/errors.js'
 import { authorizationResponse } from '../protocol/redirect-uri.js'
 import { RETRY_AFTER, logRefusal, toOAuthError } from './errors.js'
 
@@ -75,29 +75,7 @@ export function pageErrorHandler (settings: Settings) {
       return redirectToClient(reply, redirectUri, { error: code, error_description: description, state, iss: settings.issuer })
     }
     if (error.statusCode === 503) reply.header('retry-after', RETRY_AFTER)
-    return await sendPage(reply, error.statusCode, 'error', { error, advice: adviceFor(error) }, "'none'")
-  }
-}
-
-/** What the person in front of the page can do about it. */
-function adviceFor (error: OAuthError): string {
-  switch (error.reason) {
-    case 'client_unknown':
-    case 'redirect_uri_unregistered':
-      return 'Your app’s registration is not valid here any more. Remove this server from your app and add it again.'
-    case 'ticket_expired':
-    case 'ticket_for_another_user':
-    case 'ticket_unreadable':
-    case 'signed_out':
-      return 'Nothing was changed. Go back to your app and connect again, or reload the page you came from.'
-    case 'rate_limited':
-      return 'Wait a minute, then try again.'
-    case 'grant_unknown':
-      return 'It may have been disconnected already.'
-    default:
-      return error.statusCode >= 500
-        ? 'Nothing was changed. Try again in a moment.'
-        : 'Your app sent something that this site cannot accept. Try to connect again; if it happens again, tell the makers of the app.'
+    return await sendPage(reply, error.statusCode, 'error', { error }, "'none'")
   }
 }
 

@@ -12,55 +12,46 @@ export interface Expiring {
   expiresAt: number
 }
 
-interface PurposeKey {
-  kid: string
-  key: CryptoKey
-}
+type Usages = Array<'encrypt' | 'decrypt' | 'sign' | 'verify'>
 
 /**
  * Values that leave the server and come back unread and unchanged: codes and tickets. A JWE (`dir`, A256GCM) under a
  * key of its own for each purpose; `typ` names the purpose a second time. The first key seals, all of them open.
  */
-export class Sealer<T extends Expiring> {
-  readonly #typ: string
-  readonly #keys: readonly PurposeKey[]
-
-  private constructor (typ: string, keys: readonly PurposeKey[]) {
-    this.#typ = typ
-    this.#keys = keys
-  }
-
-  static async create<T extends Expiring> (keys: readonly Uint8Array[], purpose: string): Promise<Sealer<T>> {
-    return new Sealer(`mcp-oauth-${purpose}`, await importKeys(keys, purpose, { name: 'AES-GCM' }, ['encrypt', 'decrypt']))
-  }
-
+export interface Sealer<T extends Expiring> {
   /** @throws OAuthError `invalid_request` for what would be too long to open again: a client's huge `state`, say */
-  async seal (payload: T): Promise<string> {
-    const { kid, key } = this.#keys[0]!
-    const value = await new CompactEncrypt(encode(payload))
-      .setProtectedHeader({ alg: 'dir', enc: 'A256GCM', typ: this.#typ, kid })
-      .encrypt(key)
-    if (value.length > MAX_LENGTH) {
-      throw new OAuthError('invalid_request', 'The request is too long.', { reason: 'request_too_long' })
-    }
-    return value
-  }
-
+  seal: (payload: T) => Promise<string>
   /** The payload, or why there is none. `now` is in epoch milliseconds. */
-  async open (value: string, now: number): Promise<T | Unreadable> {
-    if (!isCanonical(value, 5)) return 'unreadable'
-    let payload: T
-    try {
-      const { plaintext } = await compactDecrypt(value, (header) => keyFor(this.#keys, this.#typ, header), {
-        keyManagementAlgorithms: ['dir'],
-        contentEncryptionAlgorithms: ['A256GCM'],
-        maxDecompressedLength: 0
-      })
-      payload = decode(plaintext) as T
-    } catch {
-      return 'unreadable'
+  open: (value: string, now: number) => Promise<T | Unreadable>
+}
+
+export async function createSealer<T extends Expiring> (keys: readonly Uint8Array[], purpose: string): Promise<Sealer<T>> {
+  const keyring = await createKeyring(keys, purpose, { name: 'AES-GCM' }, ['encrypt', 'decrypt'])
+  return {
+    async seal (payload) {
+      const value = await new CompactEncrypt(encode(payload))
+        .setProtectedHeader({ alg: 'dir', enc: 'A256GCM', ...keyring.header })
+        .encrypt(keyring.first)
+      if (value.length > MAX_LENGTH) {
+        throw new OAuthError('invalid_request', 'The request is too long.', { reason: 'request_too_long' })
+      }
+      return value
+    },
+
+    async open (value, now) {
+      if (!isCanonical(value, 5)) return 'unreadable'
+      try {
+        const { plaintext } = await compactDecrypt(value, keyring.find, {
+          keyManagementAlgorithms: ['dir'],
+          contentEncryptionAlgorithms: ['A256GCM'],
+          maxDecompressedLength: 0
+        })
+        const payload = decode(plaintext) as T
+        return payload.expiresAt > now ? payload : 'expired'
+      } catch {
+        return 'unreadable'
+      }
     }
-    return payload.expiresAt > now ? payload : 'expired'
   }
 }
 
@@ -68,51 +59,46 @@ export class Sealer<T extends Expiring> {
  * Values that everyone may read, but only this server can make: client ids. A JWS (HS256), and deterministic, so that
  * the same payload is the same string for as long as the first key stays.
  */
-export class Signer<T> {
-  readonly #typ: string
-  readonly #keys: readonly PurposeKey[]
+export interface Signer<T> {
+  sign: (payload: T) => Promise<string>
+  verify: (value: string) => Promise<T | undefined>
+}
 
-  private constructor (typ: string, keys: readonly PurposeKey[]) {
-    this.#typ = typ
-    this.#keys = keys
-  }
+export async function createSigner<T> (keys: readonly Uint8Array[], purpose: string): Promise<Signer<T>> {
+  const keyring = await createKeyring(keys, purpose, { name: 'HMAC', hash: 'SHA-256' }, ['sign', 'verify'])
+  return {
+    async sign (payload) {
+      return await new CompactSign(encode(payload)).setProtectedHeader({ alg: 'HS256', ...keyring.header }).sign(keyring.first)
+    },
 
-  static async create<T> (keys: readonly Uint8Array[], purpose: string): Promise<Signer<T>> {
-    return new Signer(`mcp-oauth-${purpose}`,
-      await importKeys(keys, purpose, { name: 'HMAC', hash: 'SHA-256' }, ['sign', 'verify']))
-  }
-
-  async sign (payload: T): Promise<string> {
-    const { kid, key } = this.#keys[0]!
-    return await new CompactSign(encode(payload))
-      .setProtectedHeader({ alg: 'HS256', typ: this.#typ, kid })
-      .sign(key)
-  }
-
-  async verify (value: string): Promise<T | undefined> {
-    if (!isCanonical(value, 3)) return undefined
-    try {
-      const { payload } = await compactVerify(value, (header) => keyFor(this.#keys, this.#typ, header),
-        { algorithms: ['HS256'] })
-      return decode(payload) as T
-    } catch {
-      return undefined
+    async verify (value) {
+      if (!isCanonical(value, 3)) return undefined
+      try {
+        return decode((await compactVerify(value, keyring.find, { algorithms: ['HS256'] })).payload) as T
+      } catch {
+        return undefined
+      }
     }
   }
 }
 
-/** Imported once: jose is nearly twice as fast with a CryptoKey as with raw bytes. */
-async function importKeys (keys: readonly Uint8Array[], purpose: string, algorithm: { name: string, hash?: string }, usages: Array<'encrypt' | 'decrypt' | 'sign' | 'verify'>): Promise<PurposeKey[]> {
-  return await Promise.all(keys.map(async (key) => ({
+/** Each key of the app turned into one for this purpose, and imported once: jose is nearly twice as fast that way. */
+async function createKeyring (keys: readonly Uint8Array[], purpose: string, algorithm: { name: string, hash?: string }, usages: Usages) {
+  const typ = `mcp-oauth-${purpose}`
+  const imported = await Promise.all(keys.map(async (key) => ({
     kid: deriveKey(key, `${purpose} kid`, 6).toString('base64url'),
     key: await crypto.subtle.importKey('raw', new Uint8Array(deriveKey(key, purpose, 32)), algorithm, false, usages)
   })))
-}
-
-function keyFor (keys: readonly PurposeKey[], typ: string, header: { typ?: string, kid?: string } | undefined): CryptoKey {
-  const found = header?.typ === typ ? keys.find(({ kid }) => kid === header.kid) : undefined
-  if (found === undefined) throw new Error('no key')
-  return found.key
+  const [first] = imported as [typeof imported[0] & object]
+  return {
+    first: first.key,
+    header: { typ, kid: first.kid },
+    find (header: { typ?: string, kid?: string } | undefined): CryptoKey {
+      const found = header?.typ === typ ? imported.find(({ kid }) => kid === header.kid) : undefined
+      if (found === undefined) throw new Error('no key')
+      return found.key
+    }
+  }
 }
 
 /** Base64url has spare bits in its last character: without this check several strings would be one value. */

@@ -32,25 +32,9 @@ export function insertValues (row: TokenRow): Array<TokenRow[keyof TokenRow]> {
   return COLUMNS.map(([field]) => row[field])
 }
 
+const EMPTY_ROW = Object.fromEntries(COLUMNS.map(([field]) => [field, null])) as unknown as TokenRow
+
 /** A new row: what is not given is null. */
 export function newRow (fields: Pick<TokenRow, 'id' | 'tokenHash' | 'scopes' | 'createdAt'> & Partial<TokenRow>): TokenRow {
   return { ...EMPTY_ROW, ...fields }
-}
-
-const EMPTY_ROW: Omit<TokenRow, 'id' | 'tokenHash' | 'scopes' | 'createdAt'> = {
-  refreshHash: null,
-  previousRefreshHash: null,
-  refreshedAt: null,
-  refreshExpiresAt: null,
-  userId: null,
-  tenantId: null,
-  clientId: null,
-  clientName: null,
-  clientHost: null,
-  name: null,
-  resource: null,
-  expiresAt: null,
-  lastUsedAt: null,
-  revokedAt: null,
-  revokedReason: null
 }
