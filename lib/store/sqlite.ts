@@ -1,7 +1,7 @@
 import type { DatabaseSyncInstance, StatementSyncInstance } from '@photostructure/sqlite'
 import createError from '@fastify/error'
 import { LastUsed } from './last-used.js'
-import { INSERT_LIST, SELECT_LIST, insertValues } from './schema.js'
+import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, insertValues } from './schema.js'
 import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
 
 export interface SqliteStoreOptions {
@@ -9,33 +9,7 @@ export interface SqliteStoreOptions {
   path: string
 }
 
-const SCHEMA = `
-  CREATE TABLE IF NOT EXISTS access_tokens (
-    id TEXT PRIMARY KEY NOT NULL,
-    token_hash BLOB NOT NULL UNIQUE,
-    refresh_hash BLOB,
-    previous_refresh_hash BLOB,
-    refreshed_at INTEGER,
-    refresh_expires_at INTEGER,
-    user_id TEXT,
-    tenant_id TEXT,
-    client_id TEXT,
-    client_name TEXT,
-    client_host TEXT,
-    name TEXT,
-    scopes TEXT NOT NULL,
-    resource TEXT,
-    created_at INTEGER NOT NULL,
-    expires_at INTEGER,
-    last_used_at INTEGER,
-    revoked_at INTEGER,
-    revoked_reason TEXT
-  ) STRICT;
-  CREATE INDEX IF NOT EXISTS access_tokens_user ON access_tokens (user_id, client_id);
-  CREATE INDEX IF NOT EXISTS access_tokens_client ON access_tokens (client_id);
-  CREATE INDEX IF NOT EXISTS access_tokens_revoked ON access_tokens (revoked_at) WHERE revoked_at IS NOT NULL;
-  CREATE INDEX IF NOT EXISTS access_tokens_expired ON access_tokens (expires_at) WHERE expires_at IS NOT NULL;
-`
+const TABLE = columnDefinitions({ bytes: 'blob', time: 'integer' })
 
 const SqliteMissingError = createError('FST_MCP_OAUTH_SQLITE_MISSING',
   'sqliteStore() needs Node 22.13 or newer, or the package @photostructure/sqlite. Run: npm install @photostructure/sqlite')
@@ -71,9 +45,24 @@ class SqliteStore implements TokenStore {
     this.#use(() => {
       this.#database = new DatabaseSync(this.#path)
       this.#database.exec('PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL')
-      this.#transaction(() => this.#database!.exec(SCHEMA))
+      this.#upgrade(this.#database)
     })
     this.#lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
+  }
+
+  /** Writes only where something is missing, so that a read-only file still serves the guard. */
+  #upgrade (database: DatabaseSyncInstance): void {
+    const missing = (): string[] => {
+      const present = new Set(database.prepare('SELECT name FROM pragma_table_info(?)').all('access_tokens').map((column) => (column as { name: string }).name))
+      return TABLE.filter((_, index) => !present.has(COLUMNS[index]![1]))
+    }
+    if (missing().length === 0) return
+    this.#transaction(() => {
+      const columns = missing()
+      if (columns.length === TABLE.length) database.exec(`CREATE TABLE access_tokens (${TABLE.join(', ')}) STRICT`)
+      else columns.forEach((column) => database.exec(`ALTER TABLE access_tokens ADD COLUMN ${column}`))
+      database.exec(INDEXES)
+    })
   }
 
   /** Issues that arrive together share one transaction, and so one wait for the disk; each is answered after it. */

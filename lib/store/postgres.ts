@@ -1,0 +1,265 @@
+import createError from '@fastify/error'
+import type { Pool, PoolConfig, QueryResult, QueryResultRow } from 'pg'
+import { LastUsed } from './last-used.js'
+import { COLUMNS, INDEXES, INSERT_LIST, columnDefinitions, insertValues } from './schema.js'
+import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
+
+/** A pool of yours, which stays open when the app closes, or what `pg` takes to make one. */
+export type PostgresStoreOptions = ({ pool: Pool } | PoolConfig) & {
+  /** Create or upgrade the table at start. Default true; false where another job does it. */
+  migrate?: boolean
+  /** Default true; false behind a pooler in transaction mode that cannot keep them. */
+  preparedStatements?: boolean
+  /** Milliseconds after which a query counts as lost. Default 5000. */
+  timeout?: number
+}
+
+// Times are bigint, not timestamptz: they are compared with those in sealed codes, to the millisecond and in no zone.
+const TABLE = columnDefinitions({ bytes: 'bytea', time: 'bigint' })
+
+/** Times are read as doubles, which the driver turns into numbers, and which hold milliseconds exactly. */
+const SELECT_LIST = COLUMNS.map(([field, column, type]) => `${column}${type.startsWith('time') ? '::float8' : ''} AS "${field}"`).join(', ')
+
+/** Any number that others are unlikely to lock. */
+const MIGRATION_LOCK = 7_426_917_311
+
+/** Milliseconds: an index on a large table takes its time. */
+const MIGRATION_TIMEOUT = 30 * 60 * 1000
+
+/** More look-ups on their way would only wait inside the database; fewer would leave it idle in between. */
+const MAX_LOOKUPS_IN_FLIGHT = 2
+
+const PgMissingError = createError('FST_MCP_OAUTH_PG_MISSING', 'postgresStore() needs the package pg. Run: npm install pg')
+
+/**
+ * Serves any number of processes on any number of machines: no answer comes from memory. On the way of a request every
+ * statement touches rows by primary or unique key, or those of one user and client.
+ */
+export function postgresStore (options: PostgresStoreOptions): TokenStore {
+  return new PostgresStore(options)
+}
+
+interface Lookup {
+  tokenHash: Uint8Array
+  resolve: (row: TokenRow | null) => void
+  reject: (error: unknown) => void
+}
+
+class PostgresStore implements TokenStore {
+  readonly #options: PostgresStoreOptions
+  readonly #timeout: number
+  readonly #lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
+  #pool: Pool | undefined
+  #lookups: Lookup[] = []
+  #lookupsInFlight = 0
+
+  constructor (options: PostgresStoreOptions) {
+    this.#options = options
+    this.#timeout = options.timeout ?? 5000
+  }
+
+  async open (): Promise<void> {
+    this.#pool = await this.#connect()
+    // The pool drops a broken idle connection by itself; without a listener the event would end the process.
+    this.#pool.on('error', ignore)
+    if (this.#options.migrate !== false) await this.#migrate()
+  }
+
+  async #connect (): Promise<Pool> {
+    if ('pool' in this.#options) return this.#options.pool
+    const { migrate: _, preparedStatements: __, timeout: ___, ...config } = this.#options
+    const { default: pg } = await import('pg').catch((cause: unknown) => { throw new PgMissingError({ cause }) })
+    return new pg.Pool({ connectionTimeoutMillis: this.#timeout, keepAlive: true, ...config })
+  }
+
+  /** Takes no lock where there is nothing to do; where there is, of any number of nodes one does it. */
+  async #migrate (): Promise<void> {
+    const { rows } = await this.#query<{ name: string }>('columns', `
+      SELECT column_name AS name FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = 'access_tokens'
+    `, [])
+    if (COLUMNS.every(([, column]) => rows.some(({ name }) => name === column))) return
+    await this.#use(async () => {
+      const client = await this.#pool!.connect()
+      try {
+        // One simple query is one transaction, and its lock ends with it: poolers keep that together.
+        await client.query(`
+          SELECT pg_advisory_xact_lock(${MIGRATION_LOCK});
+          CREATE TABLE IF NOT EXISTS access_tokens (${TABLE.join(', ')});
+          ${TABLE.map((column) => `ALTER TABLE access_tokens ADD COLUMN IF NOT EXISTS ${column};`).join('\n')}
+          ${INDEXES}
+        `)
+      } finally {
+        client.release()
+      }
+    }, MIGRATION_TIMEOUT)
+  }
+
+  /**
+   * The INSERT alone decides who spends a code. A disconnect may commit beside it, unseen: so this looks for one after
+   * the row is there, and `revoke()` looks a second time for rows after its mark is there. One of them sees the other.
+   */
+  async issue (row: TokenRow, code?: { codeIssuedAt: number }): Promise<IssueResult> {
+    const values = insertValues(row)
+    const inserted = await this.#query('issue', `
+      INSERT INTO access_tokens (${INSERT_LIST}) VALUES (${values.map((_, index) => `$${index + 1}`).join(', ')}) ON CONFLICT (id) DO NOTHING
+    `, values)
+    if (inserted.rowCount === 0) {
+      await this.#revokeOne(row.id, 'code_replayed', row.createdAt)
+      return 'replayed'
+    }
+    if (code === undefined) return 'issued'
+    const { rows } = await this.#query('disconnected', `
+      SELECT 1 FROM access_tokens WHERE user_id = $1 AND client_id = $2 AND revoked_reason = 'disconnected' AND revoked_at >= $3 LIMIT 1
+    `, [row.userId, row.clientId, code.codeIssuedAt])
+    if (rows.length === 0) return 'issued'
+    await this.#query('withdraw', 'DELETE FROM access_tokens WHERE id = $1', [row.id])
+    return 'disconnected'
+  }
+
+  /** Look-ups gather while others are on their way, and travel as one query: none is answered from before it came. */
+  async findByTokenHash (tokenHash: Uint8Array): Promise<TokenRow | null> {
+    return await new Promise((resolve, reject) => {
+      this.#lookups.push({ tokenHash, resolve, reject })
+      if (this.#lookups.length === 1) setImmediate(() => this.#sendLookups())
+    })
+  }
+
+  #sendLookups (): void {
+    if (this.#lookupsInFlight === MAX_LOOKUPS_IN_FLIGHT || this.#lookups.length === 0) return
+    const lookups = this.#lookups
+    this.#lookups = []
+    this.#lookupsInFlight += 1
+    this.#query<TokenRow>('find_by_token_hash', `SELECT ${SELECT_LIST} FROM access_tokens WHERE token_hash = ANY($1)`, [lookups.map(({ tokenHash }) => tokenHash)])
+      .then(({ rows }) => {
+        const found = new Map(rows.map((row) => [keyOf(row.tokenHash), row]))
+        for (const { tokenHash, resolve } of lookups) resolve(found.get(keyOf(tokenHash)) ?? null)
+      })
+      .catch((error: unknown) => lookups.forEach(({ reject }) => reject(error)))
+      .finally(() => {
+        this.#lookupsInFlight -= 1
+        this.#sendLookups()
+      })
+  }
+
+  async find (grantId: string): Promise<TokenRow | null> {
+    const { rows: [row] } = await this.#query<TokenRow>('find', `SELECT ${SELECT_LIST} FROM access_tokens WHERE id = $1`, [grantId])
+    return row ?? null
+  }
+
+  async list ({ userId }: { userId: string }, now: number): Promise<TokenRow[]> {
+    const { rows } = await this.#query<TokenRow>('list', `
+      SELECT ${SELECT_LIST} FROM access_tokens
+      WHERE user_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2) ORDER BY created_at, id
+    `, [userId, now])
+    return rows
+  }
+
+  async rotate (grantId: string, from: Uint8Array, to: Rotation): Promise<boolean> {
+    const { rowCount } = await this.#query('rotate', `
+      UPDATE access_tokens SET token_hash = $1, refresh_hash = $2, previous_refresh_hash = refresh_hash,
+        expires_at = $3, refresh_expires_at = $4, refreshed_at = $5
+      WHERE id = $6 AND refresh_hash = $7 AND revoked_at IS NULL
+    `, [to.tokenHash, to.refreshHash, to.expiresAt, to.refreshExpiresAt, to.refreshedAt, grantId, from])
+    return rowCount === 1
+  }
+
+  async revoke (selector: Selector, reason: RevokedReason, now: number): Promise<number> {
+    if ('grantId' in selector) return await this.#revokeOne(selector.grantId, reason, now)
+    const [name, where, values] = 'userId' in selector
+      ? selector.clientId === undefined
+        ? ['user', 'user_id = $3', [selector.userId]] as const
+        : ['user_client', 'user_id = $3 AND client_id = $4', [selector.userId, selector.clientId]] as const
+      : ['client', 'client_id = $3', [selector.clientId]] as const
+    let grants = 0
+    // Twice, each with a snapshot of its own: see issue(). Rows that were revoked before are stamped again, as a mark.
+    for (let pass = 0; pass < 2; pass++) {
+      const { rows } = await this.#query<{ live: boolean }>(`revoke_${name}`, `
+        UPDATE access_tokens AS row SET revoked_at = $1, revoked_reason = $2 FROM access_tokens AS before
+        WHERE row.id = before.id AND ${where.replaceAll(/(\w+_id)/g, 'row.$1')} RETURNING before.revoked_at IS NULL AS live
+      `, [now, reason, ...values])
+      grants += rows.filter(({ live }) => live).length
+    }
+    return grants
+  }
+
+  async #revokeOne (grantId: string, reason: RevokedReason, now: number): Promise<number> {
+    const { rowCount } = await this.#query('revoke', 'UPDATE access_tokens SET revoked_at = $1, revoked_reason = $2 WHERE id = $3 AND revoked_at IS NULL', [now, reason, grantId])
+    return rowCount ?? 0
+  }
+
+  touch (grantId: string, now: number): void {
+    this.#lastUsed.touch(grantId, now)
+  }
+
+  async #writeLastUsed (uses: ReadonlyMap<string, number>): Promise<void> {
+    // In one order everywhere, so that two nodes cannot wait for each other.
+    const ids = [...uses.keys()].sort()
+    await this.#query('touch', `
+      UPDATE access_tokens SET last_used_at = used.at FROM unnest($1::text[], $2::bigint[]) AS used (id, at) WHERE access_tokens.id = used.id
+    `, [ids, ids.map((id) => uses.get(id))])
+  }
+
+  async stats (now: number): Promise<TokenStats> {
+    const { rows: [stats] } = await this.#query<TokenStats & QueryResultRow>('stats', `
+      SELECT count(*)::float8 AS total,
+        (count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)))::float8 AS active,
+        (count(*) FILTER (WHERE revoked_at IS NOT NULL))::float8 AS revoked,
+        (count(*) FILTER (WHERE revoked_at IS NULL AND expires_at <= $1))::float8 AS expired,
+        (count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)))::float8 AS personal
+      FROM access_tokens
+    `, [now])
+    return stats!
+  }
+
+  async purge (before: number, limit: number): Promise<number> {
+    const { rowCount } = await this.#query('purge', `
+      DELETE FROM access_tokens WHERE id = ANY(ARRAY(SELECT id FROM access_tokens WHERE revoked_at < $1 OR expires_at < $1 LIMIT $2))
+    `, [before, limit])
+    return rowCount ?? 0
+  }
+
+  async close (): Promise<void> {
+    const pool = this.#pool
+    if (pool === undefined) return
+    await this.#lastUsed.flush()
+    this.#pool = undefined
+    pool.off('error', ignore)
+    if (!('pool' in this.#options)) await pool.end()
+  }
+
+  async #query<R extends QueryResultRow>(name: string, text: string, values: unknown[]): Promise<QueryResult<R>> {
+    return await this.#use(async () => await this.#pool!.query<R>({
+      ...(this.#options.preparedStatements !== false && { name: `mcp_oauth_${name}` }),
+      text,
+      values,
+      // The pool closes a connection whose query ran into this.
+      query_timeout: this.#timeout
+    } as Parameters<Pool['query']>[0] & object))
+  }
+
+  /** Every use of the database goes through here, so that its troubles have one name and one longest time. */
+  async #use<T> (work: () => Promise<T>, timeout = this.#timeout): Promise<T> {
+    let timer: NodeJS.Timeout | undefined
+    const late = new Promise<never>((_resolve, reject) => {
+      timer = setTimeout(() => reject(new Error(`no answer within ${timeout} ms`)), timeout)
+    })
+    try {
+      return await Promise.race([work(), late])
+    } catch (error) {
+      throw isOurMistake(error) ? error : new StoreUnavailableError(error)
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+}
+
+/** SQLSTATE classes 22 (bad data), 23 (constraint) and 42 (bad SQL) are bugs; all else is the database being out of reach. */
+function isOurMistake (error: unknown): boolean {
+  return /^(22|23|42)/.test(String((error as { code?: unknown }).code))
+}
+
+function keyOf (bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('latin1')
+}
+
+function ignore (): void {}
