@@ -4,9 +4,10 @@ import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { COLUMNS } from '../lib/store/schema.js'
 import { folder, freePort } from './app.js'
+import { startPostgres } from './postgres.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const readme = readFileSync(join(root, 'README.md'), 'utf8')
@@ -25,30 +26,39 @@ function install (code: string): string {
   return project
 }
 
-t.test('the README shows three programs', async (t) => {
-  t.equal(programs.length, 3)
+t.test('the README shows four programs', async (t) => {
+  t.equal(programs.length, 4)
 })
 
-t.test('the whole server in the README guards its route', async (t) => {
-  const port = await freePort()
-  const cwd = install(programs[0]!.replaceAll('3000', String(port)))
-  const child = spawn(process.execPath, ['server.js'], { cwd, env: { PATH: process.env.PATH, OAUTH_KEY: 'k'.repeat(43) }, stdio: ['ignore', 'ignore', 'pipe'] })
+/** Starts a program of the README on a free port and asks its route without a token. */
+async function challenge (t: Test, code: string, env: Record<string, string> = {}): Promise<{ cwd: string, issuer: string, response: Response }> {
+  const issuer = `http://localhost:${await freePort()}`
+  const cwd = install(code.replaceAll('3000', new URL(issuer).port))
+  const child = spawn(process.execPath, ['server.js'], { cwd, env: { PATH: process.env.PATH, OAUTH_KEY: 'k'.repeat(43), ...env }, stdio: ['ignore', 'ignore', 'pipe'] })
   t.teardown(() => child.kill('SIGKILL'))
   let complaints = ''
   child.stderr.on('data', (chunk) => { complaints += String(chunk) })
-  const response = await (async () => {
-    for (let attempt = 0; attempt < 100; attempt++) {
-      try {
-        return await fetch(`http://localhost:${port}/mcp`, { method: 'POST' })
-      } catch {
-        await new Promise((resolve) => setTimeout(resolve, 50))
-      }
+  for (let attempt = 0; attempt < 200; attempt++) {
+    try {
+      return { cwd, issuer, response: await fetch(`${issuer}/mcp`, { method: code.includes('app.post') ? 'POST' : 'GET' }) }
+    } catch {
+      await new Promise((resolve) => setTimeout(resolve, 50))
     }
-    throw new Error(`the server did not start: ${complaints}`)
-  })()
+  }
+  throw new Error(`the server did not start: ${complaints}`)
+}
+
+t.test('the whole server in the README guards its route', async (t) => {
+  const { cwd, issuer, response } = await challenge(t, programs[0]!)
   t.equal(response.status, 401)
-  t.match(response.headers.get('www-authenticate'), `Bearer resource_metadata="http://localhost:${port}/.well-known/oauth-protected-resource/mcp", scope="read"`)
+  t.equal(response.headers.get('www-authenticate'), `Bearer resource_metadata="${issuer}/.well-known/oauth-protected-resource/mcp", scope="read"`)
   t.ok(existsSync(join(cwd, 'oauth.db')), 'with the default store')
+})
+
+t.test('and so does the one for several nodes, on PostgreSQL', async (t) => {
+  const server = await startPostgres(t)
+  const { response } = await challenge(t, programs[3]!, { DATABASE_URL: await server.database() })
+  t.equal(response.status, 401)
 })
 
 t.test('the other programs in the README run as they stand', async (t) => {
