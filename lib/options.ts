@@ -2,6 +2,7 @@ import createError from '@fastify/error'
 import type { RateLimitOptions, RateLimitPluginOptions } from '@fastify/rate-limit'
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import { statSync } from 'node:fs'
+import { isAbsolute } from 'node:path'
 import { inspect } from 'node:util'
 import { MAX_CLIENT_ID_LENGTH, createClientFinder } from './clients/client.js'
 import { configuredClients, type ConfiguredClients } from './clients/configured.js'
@@ -22,9 +23,9 @@ export interface User {
   /** What grants are filed under. Must never be given to another person. */
   id: string
   /** Shown on the pages: "Signed in as …". */
-  name?: string
+  name?: string | null | undefined
   /** The organisation the user is acting in, where your app has such. Fixed in the grant at consent. */
-  tenantId?: string
+  tenantId?: string | null | undefined
 }
 
 /** What `fallbackToken` answers for a token of your own kind. */
@@ -67,7 +68,7 @@ export interface McpOAuthOptions {
   /** Your public address: `https://notes.example.com`, a path may follow. No trailing slash; http only on loopback. */
   issuer: string
   /** Secrets of at least 32 bytes, base64url or hexadecimal. The first seals, all of them open. */
-  keys: readonly string[]
+  keys: ReadonlyArray<string | undefined>
   /** What tokens may allow: name → description, or `{ description, implies }`. */
   scopes: Readonly<Record<string, string | ScopeDefinition>>
   /** Who is signed in, from your own session; null for nobody. Never from a token. */
@@ -113,7 +114,7 @@ const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 's
  */
 export async function resolveOptions (options: McpOAuthOptions, log: FastifyBaseLogger) {
   for (const name of Object.keys(options)) {
-    expect(KNOWN.has(name), name, `one of ${[...KNOWN].join(', ')}`, 'an option of that name')
+    expect(KNOWN.has(name), name, `one of ${[...KNOWN].join(', ')}`, 'an option that does not exist')
   }
   const { origin, pathname } = parseIssuer(options.issuer)
   const base = pathname === '/' ? '' : pathname
@@ -128,7 +129,7 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   expect(typeof loginUrl === 'function' || (typeof loginUrl === 'string' && /^(\/(?![/\\])|https?:\/\/)/.test(loginUrl)), 'loginUrl', "a path such as '/login', an http(s) URL, or a function", loginUrl)
   expect(Number.isInteger(codeLifetime) && codeLifetime >= 1 && codeLifetime <= 600, 'codeLifetime', 'whole seconds from 1 to 600', codeLifetime)
   expect(typeof rootAliases === 'boolean', 'rootAliases', 'true or false', rootAliases)
-  expect(views === undefined || (typeof views === 'string' && statSync(views, { throwIfNoEntry: false })?.isDirectory() === true), 'views', 'the path of an existing folder', views)
+  expect(views === undefined || (typeof views === 'string' && isAbsolute(views) && statSync(views, { throwIfNoEntry: false })?.isDirectory() === true), 'views', 'the absolute path of an existing folder', views)
   expect(fallbackToken === undefined || typeof fallbackToken === 'function', 'fallbackToken', 'a function (token, request) => grant or null', fallbackToken)
   expect(onEvent === undefined || typeof onEvent === 'function', 'onEvent', 'a function (event) => void', onEvent)
 
@@ -175,7 +176,8 @@ function parseIssuer (issuer: unknown): URL {
   const isSafe = url.protocol === 'https:' || (url.protocol === 'http:' && ['localhost', '127.0.0.1', '[::1]'].includes(url.hostname))
   // Clients compare the issuer byte for byte, so it must already be in the form in which URLs are built from it.
   const canonical = url.origin + (url.pathname === '/' ? '' : url.pathname)
-  expect(isSafe && issuer === canonical && isPath(url.pathname) && !issuer.endsWith('/'), 'issuer', expected, issuer)
+  const hint = isSafe && issuer !== canonical ? `. Did you mean ${canonical.replace(/\/$/, '')}?` : ''
+  expect(isSafe && issuer === canonical && isPath(url.pathname) && !issuer.endsWith('/'), 'issuer', expected, issuer + hint)
   return url
 }
 
@@ -184,10 +186,18 @@ function parseKeys (keys: unknown): Uint8Array[] {
   expect(Array.isArray(keys) && keys.length > 0, 'keys', expected, Array.isArray(keys) ? 'an empty list' : typeof keys)
   return keys.map((text: unknown, index) => {
     const key = typeof text === 'string' ? parseKey(text) : undefined
-    // What was given is a secret, so only its size is told.
-    expect(key !== undefined, `keys[${index}]`, expected, typeof text === 'string' ? `a string of ${text.length} characters` : typeof text)
+    expect(key !== undefined, `keys[${index}]`, 'a secret of at least 32 bytes in base64url or hexadecimal, such as `npx fastify-mcp-oauth key` prints', whatIsWrongWithKey(text))
     return key
   })
+}
+
+/** What was given is a secret, so only its form is told. */
+function whatIsWrongWithKey (text: unknown): string {
+  if (text === undefined) return 'nothing: is the environment variable set?'
+  if (typeof text !== 'string') return typeof text
+  if (/\s/.test(text)) return 'a string with white space in it'
+  if (!/^[A-Za-z0-9_-]+={0,2}$/.test(text)) return 'a string with characters that neither of them has'
+  return `a string of only ${text.length} characters`
 }
 
 function parseScopes (scopes: unknown): ScopeCatalogue {
@@ -272,6 +282,7 @@ function parseConnectedApps (connectedApps: unknown = {}): string | null {
 
 function parseRateLimit (rateLimit: RateLimits | false = {}): RateLimits | false {
   expect(rateLimit === false || isObject(rateLimit), 'rateLimit', 'false or an object', rateLimit)
+  for (const name of ['global', 'max', 'timeWindow']) expect(!(name in (rateLimit || {})), `rateLimit.${name}`, 'limits inside register, token or authorize', 'one for all')
   for (const endpoint of ['register', 'token', 'authorize'] as const) {
     const limit: unknown = rateLimit === false ? false : rateLimit[endpoint]
     expect(limit === undefined || limit === false || isObject(limit), `rateLimit.${endpoint}`, 'false or an object such as { max: 10 }', limit)
@@ -292,7 +303,7 @@ function withReturnTo (loginUrl: string, returnTo: string): string {
 
 function expectRedirectUris (uris: unknown, at: string): asserts uris is string[] {
   expect(isStrings(uris), at, 'a list of redirect URIs', uris)
-  uris.forEach((uri, index) => expect(isRedirectUri(uri), `${at}[${index}]`, 'an https URL, a loopback http URL or a private-use scheme, without fragment', uri))
+  uris.forEach((uri, index) => expect(isRedirectUri(uri) && !uri.includes('*'), `${at}[${index}]`, 'an https URL, a loopback http URL or a private-use scheme, without fragment or wildcard', uri))
 }
 
 function expectNames (value: object, at: string, names: readonly string[]): void {

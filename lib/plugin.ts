@@ -31,8 +31,8 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
 
   app.decorate('oauth', { protect: createProtect(settings), tokens })
   app.decorateRequest('oauth', null)
-  const resourcePaths = new Set(settings.resources.map(({ path }) => path))
-  answerPreflights(app, ({ url, onRequest }) => resourcePaths.has(url) || [onRequest].flat().some(isGuard))
+  const resourcePaths = settings.resources.map(({ path }) => path)
+  const served = answerPreflights(app, ({ url, onRequest }) => resourcePaths.includes(url) || [onRequest].flat().some(isGuard))
 
   // What a client does, in its order. All of it in a scope of its own: the host's parsers, views and handlers stay.
   await app.register(async function mcpOAuthEndpoints (scope) {
@@ -53,6 +53,11 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
       const path = paths.connectedApps
       await serve(path, (app) => connectedAppsEndpoint(app, settings, path, tokens))
     }
+  })
+
+  app.addHook('onReady', async () => {
+    const missing = resourcePaths.filter((path) => !served.has(path))
+    if (missing.length > 0) app.log.warn(`oauth: no route is served at ${missing.join(', ')}, but \`resources\` says that clients connect there. Guarded routes: ${[...served].join(', ') || 'none'}`)
   })
 
   const purge = setInterval(() => {

@@ -48,7 +48,7 @@ export async function connectClient (app: FastifyInstance, { headers, scopes, cl
   const codeVerifier = randomBytes(32).toString('base64url')
   const ask = async (step: string, expected: number, options: InjectOptions) => {
     const response = await app.inject(options)
-    if (response.statusCode !== expected) throw new Error(`connectClient: ${step} answered ${response.statusCode}, not ${expected}: ${response.body.slice(0, 500)}`)
+    if (response.statusCode !== expected) throw new Error(`connectClient: ${step} answered ${response.statusCode}, not ${expected}: ${String(response.headers.location ?? '')} ${response.body.slice(0, 500)}`)
     return response
   }
   const form = (values: ReadonlyArray<readonly [string, string]>): Pick<InjectOptions, 'headers' | 'payload'> => ({

@@ -184,6 +184,56 @@ t.test('fallbackToken is asked for what the store does not know, and only for th
   t.strictSame(asked, [], 'a revoked token of ours is not offered to the app')
 })
 
+t.test('what fallbackToken answers is checked, and brings along what its scopes imply', async (t) => {
+  const answers: unknown[] = [
+    { userId: 'alice', scopes: 'bread' }, { userId: 'alice' }, { userId: 5, scopes: ['read'] }, { userId: '', scopes: ['read'] }, 'alice'
+  ]
+  const app = await testApp(t, {
+    scopes: { read: 'Read', write: { description: 'Write', implies: ['read'] } },
+    fallbackToken: (token) => (token === 'writer' ? { userId: 'alice', scopes: ['write', 'unheard-of'] } : answers[Number(token)]) as never
+  })
+  for (const index of answers.keys()) {
+    t.equal((await app.inject({ method: 'POST', url: '/mcp', headers: bearer(`${index}`) })).statusCode, 500, JSON.stringify(answers[index]))
+  }
+  t.strictSame((await app.inject({ method: 'POST', url: '/mcp', headers: bearer('writer') })).json().scopes, ['read', 'write'])
+})
+
+t.test('mistakes in protect(), require() and tokens are named, and change nothing', async (t) => {
+  const app = await testApp(t)
+  const protect = app.oauth.protect as (...args: unknown[]) => unknown
+  for (const args of [['read'], [['read']], [{ scope: ['read'] }], [{ scopes: 'read' }], [{ raw: {} }, {}]]) {
+    t.throws(() => protect(...args), { code: 'FST_MCP_OAUTH_INVALID_PROTECT' }, JSON.stringify(args))
+  }
+  const misspelt = Fastify()
+  t.teardown(() => misspelt.close())
+  await misspelt.register(mcpOAuth, testOptions())
+  misspelt.get('/mcp', { onRequest: misspelt.oauth.protect() }, async ({ oauth }) => oauth!.require('wrte'))
+  const answer = await misspelt.inject({ url: '/mcp', headers: bearer(await mintToken(misspelt, { userId: 'alice', scopes: ['read'] })) })
+  t.equal(answer.statusCode, 500)
+  t.notOk('www-authenticate' in answer.headers, 'no client is sent for a scope that does not exist')
+
+  const tokens = app.oauth.tokens as unknown as Record<string, (options: unknown) => Promise<unknown>>
+  const token = { userId: 'alice', name: 'script', scopes: ['read'] }
+  for (const changes of [{ expires: 4 }, { scopes: 'read' }, { scopes: [] }, { scopes: ['wrte'] }, { userId: 7 }, { name: '' }, { resource: '/mcp' }, { expiresAt: 4 }]) {
+    await t.rejects(tokens.create!({ ...token, ...changes }), { code: 'FST_MCP_OAUTH_INVALID_TOKEN_OPTION' }, JSON.stringify(changes))
+  }
+  for (const selector of [{}, { user: 'alice' }, { userId: '' }, { userId: 'alice', clientId: undefined }, { userId: 'alice', foo: 'x' }, { grantId: 'x', userId: 'alice' }]) {
+    await t.rejects(tokens.revoke!(selector), { code: 'FST_MCP_OAUTH_INVALID_SELECTOR' }, JSON.stringify(selector))
+  }
+  await t.rejects(tokens.list!({}), { code: 'FST_MCP_OAUTH_INVALID_SELECTOR' })
+  t.equal((await app.oauth.tokens.stats()).total, 0)
+})
+
+t.test('a resource that no route serves is warned of at start', async (t) => {
+  const lines: string[] = []
+  const app = Fastify({ logger: { level: 'warn', stream: { write: (line: string) => { lines.push(line) } } } })
+  t.teardown(() => app.close())
+  await app.register(mcpOAuth, testOptions())
+  app.post('/api/mcp', { onRequest: app.oauth.protect() }, async () => 'ok')
+  await app.ready()
+  t.match(lines.join(''), /no route is served at \/mcp, .* Guarded routes: \/api\/mcp/)
+})
+
 t.test('the store out of reach: 503 with Retry-After, never 401, and no restart after it', async (t) => {
   const real = sqliteStore({ path: join(folder(), 'tokens.db') })
   let down = false

@@ -82,12 +82,13 @@ const REFUSED: Record<string, Refused[]> = {
     [{ keys: [] }, 'keys', 'got an empty list'],
     [{ keys: KEY }, 'keys', 'a list', 'got string'],
     [{ keys: { 0: KEY } }, 'keys', 'got object'],
-    [{ keys: [undefined] }, 'keys[0]', 'got undefined'],
-    [{ keys: [''] }, 'keys[0]', 'a string of 0 characters'],
-    [{ keys: ['k'.repeat(42)] }, 'keys[0]', 'base64url or hexadecimal', 'a string of 42 characters'],
+    [{ keys: [undefined] }, 'keys[0]', 'got nothing: is the environment variable set?'],
+    [{ keys: [''] }, 'keys[0]', 'a string with characters'],
+    [{ keys: ['k'.repeat(42)] }, 'keys[0]', 'base64url or hexadecimal', 'only 42 characters'],
     [{ keys: ['0'.repeat(62)] }, 'keys[0]'],
-    [{ keys: [`${KEY}\n`] }, 'keys[0]'],
-    [{ keys: [KEY, 'short'] }, 'keys[1]', 'a string of 5 characters'],
+    [{ keys: [`${KEY}\n`] }, 'keys[0]', 'white space'],
+    [{ keys: ['+/'.repeat(30)] }, 'keys[0]', 'characters that neither of them has'],
+    [{ keys: [KEY, 'short'] }, 'keys[1]', 'only 5 characters'],
     [{ keys: [randomBytes(32)] }, 'keys[0]', 'got object']
   ],
   scopes: [
@@ -209,7 +210,8 @@ const REFUSED: Record<string, Refused[]> = {
     [{ rateLimit: true }, 'rateLimit', 'false or an object', 'got true'],
     [{ rateLimit: 10 }, 'rateLimit', 'got 10'],
     [{ rateLimit: null }, 'rateLimit', 'got null'],
-    [{ rateLimit: [] }, 'rateLimit']
+    [{ rateLimit: [] }, 'rateLimit'],
+    [{ rateLimit: { max: 5 } }, 'rateLimit.max', 'inside register, token or authorize']
   ],
   'rateLimit of one endpoint': [
     [{ rateLimit: { register: 10 } }, 'rateLimit.register', 'got 10'],
@@ -219,7 +221,8 @@ const REFUSED: Record<string, Refused[]> = {
   views: [
     [{ views: 5 }, 'views', 'an existing folder', 'got 5'],
     [{ views: '' }, 'views'],
-    [{ views: join(folder(), 'missing') }, 'views', 'missing']
+    [{ views: join(folder(), 'missing') }, 'views', 'missing'],
+    [{ views: 'test' }, 'views', 'absolute']
   ],
   'views, where it is a file': [
     [{ views: fileURLToPath(import.meta.url) }, 'views', 'folder', 'options.test.ts']

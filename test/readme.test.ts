@@ -1,4 +1,6 @@
+import { Client, StreamableHTTPClientTransport } from '@modelcontextprotocol/client'
 import { ESLint } from 'eslint'
+import Fastify from 'fastify'
 import { execFile, spawn } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
@@ -6,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import { COLUMNS } from '../lib/store/schema.js'
+import { connectClient } from '../lib/testing.js'
 import { folder, freePort } from './app.js'
 import { startPostgres } from './postgres.js'
 
@@ -20,14 +23,14 @@ function install (code: string): string {
   const project = folder()
   mkdirSync(join(project, 'node_modules'))
   symlinkSync(root, join(project, 'node_modules', 'fastify-mcp-oauth'))
-  symlinkSync(join(root, 'node_modules', 'fastify'), join(project, 'node_modules', 'fastify'))
+  for (const name of ['fastify', '@modelcontextprotocol']) symlinkSync(join(root, 'node_modules', name), join(project, 'node_modules', name))
   writeFileSync(join(project, 'package.json'), '{ "type": "module" }')
   writeFileSync(join(project, 'server.js'), code)
   return project
 }
 
-t.test('the README shows four programs', async (t) => {
-  t.equal(programs.length, 4)
+t.test('the README shows five programs', async (t) => {
+  t.equal(programs.length, 5)
 })
 
 /** Starts a program of the README on a free port and asks its route without a token. */
@@ -55,16 +58,35 @@ t.test('the whole server in the README guards its route', async (t) => {
   t.ok(existsSync(join(cwd, 'oauth.db')), 'with the default store')
 })
 
+t.test('the MCP server in the README serves a tool to a client that was allowed to use it', async (t) => {
+  const { issuer, response } = await challenge(t, programs[1]!)
+  t.equal(response.status, 401)
+  const app = Fastify()
+  t.teardown(() => app.close())
+  // The very program, asked over its own port: only the dance is borrowed from the testing helpers.
+  app.all('/*', async (request, reply) => {
+    const answer = await fetch(issuer + request.url, { method: request.method, headers: request.headers as Record<string, string>, redirect: 'manual', ...(request.body !== undefined && { body: request.body as string }) })
+    return await reply.code(answer.status).headers(Object.fromEntries([...answer.headers].filter(([name]) => !/^(content-length|transfer-encoding|connection|content-encoding)$/.test(name)))).send(await answer.text())
+  })
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser('*', { parseAs: 'string' }, (_request, body, done) => done(null, body))
+  const { headers } = await connectClient(app, { headers: {} })
+  const client = new Client({ name: 'test', version: '1.0.0' })
+  await client.connect(new StreamableHTTPClientTransport(new URL(`${issuer}/mcp`), { requestInit: { headers } }))
+  t.match(await client.callTool({ name: 'list_notes' }), { content: [{ text: 'The notes of alice' }] })
+  await client.close()
+})
+
 t.test('and so does the one for several nodes, on PostgreSQL', async (t) => {
   const server = await startPostgres(t)
-  const { response } = await challenge(t, programs[3]!, { DATABASE_URL: await server.database() })
+  const { response } = await challenge(t, programs[4]!, { DATABASE_URL: await server.database() })
   t.equal(response.status, 401)
 })
 
 t.test('the other programs in the README run as they stand', async (t) => {
-  const { stdout } = await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(programs[1]!) })
+  const { stdout } = await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(programs[2]!) })
   t.equal(stdout.trim(), 'alice alice')
-  await t.resolves(promisify(execFile)(process.execPath, ['server.js'], { cwd: install(programs[2]!) }))
+  await t.resolves(promisify(execFile)(process.execPath, ['server.js'], { cwd: install(programs[3]!) }))
 })
 
 t.test('the README names every option, column, event and file there is, and no other', async (t) => {

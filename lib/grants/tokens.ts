@@ -50,20 +50,21 @@ const RETENTION = 30 * 24 * 60 * 60 * 1000
 const PURGE_BATCH = 500
 
 const TokenOptionError = createError('FST_MCP_OAUTH_INVALID_TOKEN_OPTION', 'tokens.create(): %s', 500, TypeError)
-const SelectorError = createError('FST_MCP_OAUTH_INVALID_SELECTOR', 'tokens.revoke(): expected { grantId }, { userId }, { userId, clientId } or { clientId } with non-empty strings', 500, TypeError)
+const SelectorError = createError('FST_MCP_OAUTH_INVALID_SELECTOR', 'tokens.%s(): expected %s, with strings that are not empty', 500, TypeError)
 
 export function createTokens ({ store, scopes, resources, emit }: Settings): Tokens {
   return {
     async create (options) {
-      const { userId, tenantId, name, resource, expiresAt } = options
+      const { userId, tenantId, name, scopes: asked, resource, expiresAt, ...others } = options
+      if (Object.keys(others).length > 0) throw new TokenOptionError(`unknown option ${Object.keys(others).join(', ')}`)
+      if (!Array.isArray(asked) || asked.length === 0) throw new TokenOptionError('scopes must be a list with at least one entry')
       const now = Date.now()
       if (typeof userId !== 'string' || userId === '') throw new TokenOptionError('userId must be a string')
       if (typeof name !== 'string' || name === '') throw new TokenOptionError('name must be a string')
-      const unknown = options.scopes.filter((scope) => !scopes.names.includes(scope))
+      const unknown = asked.filter((scope) => !scopes.names.includes(scope))
       if (unknown.length > 0) throw new TokenOptionError(`unknown scope ${unknown.join(', ')}`)
-      if (options.scopes.length === 0) throw new TokenOptionError('scopes must have at least one entry')
       const bound = resource === undefined ? undefined : findResource(resource, resources)
-      if (resource !== undefined && bound === undefined) throw new TokenOptionError(`unknown resource ${resource}`)
+      if (resource !== undefined && bound === undefined) throw new TokenOptionError(`unknown resource ${resource}, expected one of ${resources.map(({ uri }) => uri).join(', ')}`)
       if (expiresAt !== undefined && !(Number.isInteger(expiresAt) && expiresAt > now)) throw new TokenOptionError('expiresAt must be epoch milliseconds in the future')
 
       const token = createToken('pat_')
@@ -73,7 +74,7 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
         userId,
         tenantId: tenantId ?? null,
         name,
-        scopes: formatScope(scopes.expand(options.scopes)),
+        scopes: formatScope(scopes.expand(asked)),
         resource: bound?.uri ?? null,
         createdAt: now,
         expiresAt: expiresAt ?? null
@@ -90,6 +91,7 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
     },
 
     async list ({ userId }) {
+      if (typeof userId !== 'string' || userId === '') throw new SelectorError('list', '{ userId }')
       return (await store.list({ userId }, Date.now())).map((row) => {
         const { name, clientHost, createdAt, lastUsedAt } = row
         return { ...grantOf(row), name, clientHost, createdAt, lastUsedAt }
@@ -97,9 +99,10 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
     },
 
     async revoke (selector) {
-      const values = Object.values(selector)
-      // An undefined id must not silently widen what is revoked: { userId, clientId: undefined } is a bug, not "all".
-      if (values.length === 0 || !values.every((value) => typeof value === 'string' && value !== '')) throw new SelectorError()
+      // An undefined id must not widen what is revoked: { userId, clientId: undefined } is a bug, not "all".
+      const isSelector = ['grantId', 'userId', 'clientId', 'clientId,userId'].includes(Object.keys(selector).sort().join()) &&
+        Object.values(selector).every((value) => typeof value === 'string' && value !== '')
+      if (!isSelector) throw new SelectorError('revoke', '{ grantId }, { userId }, { userId, clientId } or { clientId }')
       const grants = await store.revoke(selector, 'disconnected', Date.now())
       emit(null, { type: 'token.revoked', grantId: null, ...selector, grants, reason: 'disconnected' })
       return grants

@@ -15,15 +15,18 @@ export function allowAnyOrigin (app: FastifyInstance, preflights: readonly strin
   for (const path of preflights) app.options(path, async (_request, reply) => sendPreflight(reply))
 }
 
-/** For the host's routes that `isOurs` names: each brings an OPTIONS route along, unless it has one. */
-export function answerPreflights (app: FastifyInstance, isOurs: (route: RouteOptions) => boolean): void {
+/** For the host's routes that `isOurs` names: each brings an OPTIONS route along, unless it has one. Answers their paths. */
+export function answerPreflights (app: FastifyInstance, isOurs: (route: RouteOptions) => boolean): ReadonlySet<string> {
+  const paths = new Set<string>()
   app.addHook('onRoute', function (route) {
     if (!isOurs(route)) return
+    paths.add(route.url)
     refuseHostPolicy(route)
     const options = { method: 'OPTIONS', url: route.url, constraints: route.constraints ?? {} } as const
     if ([route.method].flat().includes('OPTIONS') || this.hasRoute(options)) return
     this.route({ ...options, url: route.routePath, handler: async (_request, reply) => sendPreflight(reply) })
   })
+  return paths
 }
 
 export function allowAnyOriginOnReply (reply: FastifyReply): void {

@@ -33,6 +33,9 @@ export interface AuthInfo {
 
 const ProtectError = createError('FST_MCP_OAUTH_INVALID_PROTECT', 'protect(): %s', 500, TypeError)
 
+const RequireError = createError('FST_MCP_OAUTH_INVALID_REQUIRE', 'require(): unknown scope %s, expected %s', 500, TypeError)
+const FallbackError = createError('FST_MCP_OAUTH_INVALID_FALLBACK', 'fallbackToken must answer null or { userId: string, scopes: string[] }', 500, TypeError)
+
 const GUARDS = new WeakSet<object>()
 
 /** Whether a hook was made by `protect()`. */
@@ -107,8 +110,9 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
 
   return function protect (options = {}) {
     const { scopes: needed = [], resource: path, ...others } = options
-    if (Object.keys(others).length > 0) throw new ProtectError(`unknown option ${Object.keys(others).join(', ')}, expected scopes, resource`)
-    if (!Array.isArray(needed)) throw new ProtectError('scopes must be a list')
+    if (typeof options !== 'object' || Object.keys(others).length > 0 || !Array.isArray(needed)) {
+      throw new ProtectError('expected { scopes?: string[], resource?: string }. The hook is what it answers: write onRequest: app.oauth.protect()')
+    }
     const resource = resolveResource(settings, path)
     const unknown = needed.filter((scope) => !settings.scopes.names.includes(scope))
     if (unknown.length > 0) throw new ProtectError(`unknown scope ${unknown.join(', ')}, expected ${settings.scopes.names.join(', ')}`)
@@ -125,6 +129,8 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
     }
 
     const refuseScope: RefuseScope = (reply, grant, scopes) => {
+      const unknown = scopes.filter((scope) => !settings.scopes.names.includes(scope))
+      if (unknown.length > 0) throw new RequireError(unknown.join(', '), settings.scopes.names.join(', '))
       const { userId, clientId, grantId } = grant
       emit(reply.request, { type: 'token.rejected', reason: 'token_scope_insufficient', userId, clientId, grantId })
       // What the token has is asked for again, or the client would trade one scope for the other, back and forth.
@@ -146,7 +152,7 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
       try {
         const now = Date.now()
         const row = isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
-        const foreign = row === null ? fallbackGrant(await fallbackToken?.(token, request)) : null
+        const foreign = row === null ? fallbackGrant(settings, await fallbackToken?.(token, request)) : null
         const grant = row === null ? foreign : grantOf(row)
         if (grant === null) return refuseToken(request, reply, 'token_unknown')
         const reason = refusal(row ?? grant, resource.uri, now)
@@ -180,10 +186,12 @@ function hasScopes (grant: Grant, needed: readonly string[]): boolean {
   return needed.every((scope) => grant.scopes.includes(scope))
 }
 
-function fallbackGrant (grant: FallbackGrant | null | undefined): Grant | null {
+function fallbackGrant ({ scopes: catalogue }: Settings, grant: FallbackGrant | null | undefined): Grant | null {
   if (grant == null) return null
-  const { userId, scopes, tenantId = null, clientId = null, clientName = null, resource = null, expiresAt = null } = grant
-  return { grantId: '', userId, tenantId, clientId, clientName, scopes, resource, expiresAt }
+  const { userId, tenantId = null, clientId = null, clientName = null, resource = null, expiresAt = null } = grant
+  // A string here would pass for a list of all its substrings.
+  if (typeof userId !== 'string' || userId === '' || !Array.isArray(grant.scopes)) throw new FallbackError()
+  return { grantId: '', userId, tenantId, clientId, clientName, scopes: catalogue.expand(grant.scopes), resource, expiresAt }
 }
 
 function resolveResource ({ resources }: Settings, path: string | undefined): Resource {

@@ -10,8 +10,8 @@ export async function signedInUser (settings: Settings, request: FastifyRequest)
   if (user === null) return null
   const { id, name, tenantId } = user
   const isUser = typeof id === 'string' && id !== '' &&
-    (name === undefined || typeof name === 'string') && (tenantId === undefined || typeof tenantId === 'string')
-  if (!isUser) throw new CurrentUserError(`an object with id: ${typeof id}, name: ${typeof name}, tenantId: ${typeof tenantId}`)
+    (name == null || typeof name === 'string') && (tenantId == null || typeof tenantId === 'string')
+  if (!isUser) throw new CurrentUserError(`an object with id: ${id === '' ? 'an empty string' : typeof id}, name: ${typeof name}, tenantId: ${typeof tenantId}`)
   return user
 }
 

@@ -25,7 +25,7 @@ export const PAGE_TICKET_LIFETIME = 60 * 60 * 1000
  *
  * @throws OAuthError `access_denied`, 403
  */
-export function checkTicket<T extends Ticket> (ticket: T | Unreadable, user: { id: string, tenantId?: string } | null): T {
+export function checkTicket<T extends Ticket> (ticket: T | Unreadable, user: { id: string, tenantId?: string | null | undefined } | null): T {
   if (ticket === 'unreadable') {
     throw new OAuthError('access_denied', 'This form was not made by this site.', { reason: 'ticket_unreadable' })
   }
