@@ -1,4 +1,4 @@
-import type { FastifyRequest } from 'fastify'
+import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import type { Reason } from './protocol/errors.js'
 import type { RevokedReason } from './store/store.js'
 
@@ -34,10 +34,11 @@ type Emitted = In<Happening, { userId?: string | null, clientId?: string | null 
 export type Emit = (request: FastifyRequest | null, event: Emitted) => void
 
 /** Logs each event, then hands it to the app. Whatever the app's handler does, the request goes on. */
-export function createEmit (onEvent: ((event: AuditEvent) => unknown) | undefined, log: { error: (details: object, message: string) => void }): Emit {
+export function createEmit (onEvent: ((event: AuditEvent) => unknown) | undefined, log: FastifyBaseLogger): Emit {
   return function emit (request, event) {
     const { type, ...details } = event
-    request?.log.info(details, `oauth: ${type}`)
+    const logger = request?.log ?? log
+    logger.info(details, `oauth: ${type}`)
     if (onEvent === undefined) return
     const failed = (err: unknown): void => log.error({ err }, 'oauth: onEvent failed')
     try {

@@ -9,7 +9,7 @@ import { revocationEndpoint } from './endpoints/revocation.js'
 import { tokenEndpoint } from './endpoints/token.js'
 import './fastify.js'
 import { createTokens } from './grants/tokens.js'
-import { answerPreflights } from './http/cors.js'
+import { answerPreflights, refuseHostPolicy } from './http/cors.js'
 import { createProtect, isGuard } from './http/guard.js'
 import { addPages } from './http/pages.js'
 import { addRateLimits } from './http/rate-limits.js'
@@ -37,6 +37,7 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
   // What a client does, in its order. All of it in a scope of its own: the host's parsers, views and handlers stay.
   await app.register(async function mcpOAuthEndpoints (scope) {
     const { paths, registration, rootAliases } = settings
+    scope.addHook('onRoute', refuseHostPolicy)
     await addRateLimits(scope, settings)
     await addPages(scope, settings)
 

@@ -358,6 +358,13 @@ t.test('only offered and ticked scopes are granted', async (t) => {
   t.equal(await granted({ scope: 'read' }, []), 'access_denied', 'nothing ticked is a no')
 })
 
+t.test('the page says what a scope brings along', async (t) => {
+  const { clientId, authorize } = dance(await testApp(t, { scopes: { read: 'Read your notes', write: { description: 'Write', implies: ['read'] } } }))
+  const { body } = await authorize(await clientId())
+  t.match(body, /value="write"[^]*Includes: Read your notes/)
+  t.equal(body.match(/Includes:/g)?.length, 1)
+})
+
 t.test('deny sends access_denied', async (t) => {
   const { clientId, ticket, consent } = dance(await testApp(t))
   const { statusCode, headers } = await consent({ ticket: await ticket(await clientId()), decision: 'deny', scope: 'read' })
@@ -581,6 +588,38 @@ t.test('a resource of several gets tokens of its own', async (t) => {
   t.strictSame(second.scopes, ['read'], 'a resource offers its own scopes')
   const personal = await mintToken(host, { userId: 'alice', scopes: ['read'] })
   t.strictSame([await status('/a', personal), await status('/ab', personal)], [200, 200], 'a personal token is for all')
+})
+
+t.test('a revocation by the app stops codes of users and clients that have no grant yet', async (t) => {
+  const app = await testApp(t)
+  const { clientId, code, redeem } = dance(app)
+  const client = await clientId()
+  for (const selector of [{ userId: 'alice' }, { clientId: client }, { userId: 'alice', clientId: client }]) {
+    const inFlight = await code(client)
+    t.equal(await app.oauth.tokens.revoke(selector), 0)
+    t.equal((await redeem(client, inFlight)).json().error, 'invalid_grant', JSON.stringify(Object.keys(selector)))
+    await new Promise((resolve) => setTimeout(resolve, 2))
+  }
+  t.equal((await redeem(client, await code(client))).statusCode, 200)
+})
+
+t.test('user ids that a database could mistake for others are nobody', async (t) => {
+  const app = await testApp(t, { currentUser: ({ headers }) => ({ id: JSON.parse(String(headers['x-id'])) as string }) })
+  for (const id of ['alice\0evil', '\ud800', '']) {
+    t.equal((await app.inject({ url: '/my/connected_apps', headers: { 'x-id': JSON.stringify(id) } })).statusCode, 500, JSON.stringify(id))
+    await t.rejects(app.oauth.tokens.create({ userId: id, name: 'x', scopes: ['read'] }), { code: 'FST_MCP_OAUTH_INVALID_TOKEN_OPTION' })
+  }
+  t.equal((await app.inject({ url: '/my/connected_apps', headers: { 'x-id': '"alíce"' } })).statusCode, 200)
+})
+
+t.test('a look-up of clients that answers with another client, or with what every object has, knows nobody', async (t) => {
+  const clients: Record<string, { clientId: string, clientName: string, redirectUris: string[] }> = { acme: { clientId: 'acme', clientName: 'Acme', redirectUris: [CALLBACK] } }
+  const app = await testApp(t, { clients: (clientId) => clients[clientId.startsWith('_') ? clientId : clientId.toLowerCase()] })
+  const { authorize } = dance(app)
+  for (const clientId of ['ACME', '__proto__', 'constructor', 'toString']) t.equal((await authorize(clientId)).statusCode, 400, clientId)
+  const page = await authorize('acme')
+  t.equal(page.statusCode, 200)
+  t.match(page.body, /Not verified/, 'any program on this computer can have a loopback redirect')
 })
 
 t.test('events tell the story, and no secret', async (t) => {

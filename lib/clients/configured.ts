@@ -21,7 +21,8 @@ export function configuredClients (clients: ConfiguredClients): ClientSource {
     : (clientId: string) => clients.find((client) => client.clientId === clientId)
   return async (clientId) => {
     const client = await find(clientId)
-    return client == null
+    // A look-up may be less exact than we are, or find what every object has: one client is filed under one id.
+    return client?.clientId !== clientId || !Array.isArray(client.redirectUris)
       ? undefined
       : { clientId, clientName: client.clientName, redirectUris: client.redirectUris.filter(isRedirectUri), configured: true }
   }

@@ -46,14 +46,16 @@ export async function authorizationEndpoint (app: FastifyInstance, settings: Set
     })
     emit(request, { type: 'consent.shown', userId: user.id, clientId, scopes: authorization.scopes })
 
+    // Any program on the user's computer can receive a loopback redirect or claim a scheme, whatever name it goes by.
     const host = redirectHost(redirectUri)
     return await sendPage(reply, 200, 'consent', {
       action: paths.authorization,
       ticket,
       user,
-      client: { name: client.clientName, host, isLoopback: isLoopbackHost(host), isVerified: client.configured },
+      client: { name: client.clientName, host, isLoopback: isLoopbackHost(host), isVerified: client.configured && !isLoopbackHost(host) && !host.endsWith(':') },
       resource: resources.find(({ uri }) => uri === authorization.resource),
-      scopes: authorization.scopes.map((name) => ({ name, description: scopes.describe(name) }))
+      canDisconnect: paths.connectedApps !== null,
+      scopes: scopes.choices(authorization.scopes)
     }, formAction(redirectUri))
   })
 

@@ -94,7 +94,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
       personalTokens,
       created,
       done: new URLSearchParams(request.raw.url?.split('?')[1]).get('done'),
-      scopes: scopes.names.map((name) => ({ name, description: scopes.describe(name) })),
+      scopes: scopes.choices(),
       describeScope: (name: string) => scopes.describe(name)
     }, "'self'")
   }

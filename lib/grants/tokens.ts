@@ -2,7 +2,7 @@ import createError from '@fastify/error'
 import type { Settings } from '../options.js'
 import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
-import { createGrantId, createToken, hashToken, isToken } from '../protocol/secret.js'
+import { createGrantId, createToken, hashToken, isIdentifier, isToken } from '../protocol/secret.js'
 import { newRow } from '../store/schema.js'
 import type { Selector, TokenStats } from '../store/store.js'
 import { grantOf, refusal, type Grant } from './grant.js'
@@ -47,6 +47,8 @@ export interface Tokens {
 
 /** Revoked rows outlive every code, or a code could be replayed after its row is gone; the rest of the time is for people. */
 const RETENTION = 30 * 24 * 60 * 60 * 1000
+/** Later times are no dates in JavaScript. */
+const LAST_DATE = 8.64e15
 const PURGE_BATCH = 500
 
 const TokenOptionError = createError('FST_MCP_OAUTH_INVALID_TOKEN_OPTION', 'tokens.create(): %s', 500, TypeError)
@@ -59,13 +61,13 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
       if (Object.keys(others).length > 0) throw new TokenOptionError(`unknown option ${Object.keys(others).join(', ')}`)
       if (!Array.isArray(asked) || asked.length === 0) throw new TokenOptionError('scopes must be a list with at least one entry')
       const now = Date.now()
-      if (typeof userId !== 'string' || userId === '') throw new TokenOptionError('userId must be a string')
+      if (!isIdentifier(userId)) throw new TokenOptionError('userId must be a string that is not empty and holds no NUL')
       if (typeof name !== 'string' || name === '') throw new TokenOptionError('name must be a string')
       const unknown = asked.filter((scope) => !scopes.names.includes(scope))
       if (unknown.length > 0) throw new TokenOptionError(`unknown scope ${unknown.join(', ')}`)
       const bound = resource === undefined ? undefined : findResource(resource, resources)
       if (resource !== undefined && bound === undefined) throw new TokenOptionError(`unknown resource ${resource}, expected one of ${resources.map(({ uri }) => uri).join(', ')}`)
-      if (expiresAt !== undefined && !(Number.isInteger(expiresAt) && expiresAt > now)) throw new TokenOptionError('expiresAt must be epoch milliseconds in the future')
+      if (expiresAt !== undefined && !(Number.isInteger(expiresAt) && expiresAt > now && expiresAt <= LAST_DATE)) throw new TokenOptionError('expiresAt must be epoch milliseconds in the future; leave it out for never')
 
       const token = createToken('pat_')
       const row = newRow({
@@ -91,7 +93,7 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
     },
 
     async list ({ userId }) {
-      if (typeof userId !== 'string' || userId === '') throw new SelectorError('list', '{ userId }')
+      if (!isIdentifier(userId)) throw new SelectorError('list', '{ userId }')
       return (await store.list({ userId }, Date.now())).map((row) => {
         const { name, clientHost, createdAt, lastUsedAt } = row
         return { ...grantOf(row), name, clientHost, createdAt, lastUsedAt }
@@ -101,7 +103,7 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
     async revoke (selector) {
       // An undefined id must not widen what is revoked: { userId, clientId: undefined } is a bug, not "all".
       const isSelector = ['grantId', 'userId', 'clientId', 'clientId,userId'].includes(Object.keys(selector).sort().join()) &&
-        Object.values(selector).every((value) => typeof value === 'string' && value !== '')
+        Object.values(selector).every(isIdentifier)
       if (!isSelector) throw new SelectorError('revoke', '{ grantId }, { userId }, { userId, clientId } or { clientId }')
       const grants = await store.revoke(selector, 'disconnected', Date.now())
       emit(null, { type: 'token.revoked', grantId: null, ...selector, grants, reason: 'disconnected' })

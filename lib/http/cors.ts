@@ -10,7 +10,6 @@ const MAX_AGE = 3600
 
 /** For this scope's routes, with preflights at the given paths below its prefix. */
 export function allowAnyOrigin (app: FastifyInstance, preflights: readonly string[] = ['']): void {
-  app.addHook('onRoute', refuseHostPolicy)
   app.addHook('onRequest', async (_request, reply) => { allowAnyOriginOnReply(reply) })
   for (const path of preflights) app.options(path, async (_request, reply) => sendPreflight(reply))
 }
@@ -44,6 +43,6 @@ export function sendPreflight (reply: FastifyReply): FastifyReply {
 }
 
 /** @fastify/cors in the host, registered before or after, leaves such a route alone. */
-function refuseHostPolicy (route: RouteOptions): void {
+export function refuseHostPolicy (route: RouteOptions): void {
   route.config = { ...route.config, cors: false } as FastifyContextConfig
 }

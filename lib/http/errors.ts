@@ -11,7 +11,7 @@ export function toOAuthError (error: unknown): OAuthError {
   if (error instanceof StoreUnavailableError) {
     return new OAuthError('temporarily_unavailable', 'The server cannot answer right now.', { reason: 'store_unavailable', cause: error })
   }
-  const { statusCode = 500 } = error as FastifyError
+  const { statusCode = 500 } = (error ?? {}) as FastifyError
   if (statusCode === 413) {
     return new OAuthError('invalid_request', 'The request is too large.', { reason: 'body_too_large', statusCode, cause: error })
   }

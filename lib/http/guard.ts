@@ -34,7 +34,7 @@ export interface AuthInfo {
 const ProtectError = createError('FST_MCP_OAUTH_INVALID_PROTECT', 'protect(): %s', 500, TypeError)
 
 const RequireError = createError('FST_MCP_OAUTH_INVALID_REQUIRE', 'require(): unknown scope %s, expected %s', 500, TypeError)
-const FallbackError = createError('FST_MCP_OAUTH_INVALID_FALLBACK', 'fallbackToken must answer null or { userId: string, scopes: string[] }', 500, TypeError)
+const FallbackError = createError('FST_MCP_OAUTH_INVALID_FALLBACK', 'fallbackToken must answer null or { userId: string, scopes: string[], expiresAt?: number }', 500, TypeError)
 
 const GUARDS = new WeakSet<object>()
 
@@ -123,6 +123,7 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
     const invalid = formatChallenge({ error: 'invalid_token', error_description: 'The access token is invalid.', resource_metadata: resourceMetadata, scope })
 
     const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, grant?: { id?: string, userId: string | null, clientId: string | null }): FastifyReply => {
+      request.oauth = null
       emit(request, { type: 'token.rejected', reason, userId: grant?.userId ?? null, clientId: grant?.clientId ?? null, grantId: grant?.id ?? null })
       reply.header('www-authenticate', reason === 'token_missing' ? missing : invalid)
       return sendJsonError(reply, new OAuthError('invalid_token', 'A valid access token is needed.', { reason }))
@@ -189,8 +190,8 @@ function hasScopes (grant: Grant, needed: readonly string[]): boolean {
 function fallbackGrant ({ scopes: catalogue }: Settings, grant: FallbackGrant | null | undefined): Grant | null {
   if (grant == null) return null
   const { userId, tenantId = null, clientId = null, clientName = null, resource = null, expiresAt = null } = grant
-  // A string here would pass for a list of all its substrings.
-  if (typeof userId !== 'string' || userId === '' || !Array.isArray(grant.scopes)) throw new FallbackError()
+  // A string of scopes would pass for a list of all its substrings, and a date as a string for one that never comes.
+  if (typeof userId !== 'string' || userId === '' || !Array.isArray(grant.scopes) || !(expiresAt === null || Number.isFinite(expiresAt))) throw new FallbackError()
   return { grantId: '', userId, tenantId, clientId, clientName, scopes: catalogue.expand(grant.scopes), resource, expiresAt }
 }
 

@@ -1,16 +1,16 @@
 import createError from '@fastify/error'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Settings, User } from '../options.js'
+import { isIdentifier } from '../protocol/secret.js'
 
-const CurrentUserError = createError('FST_MCP_OAUTH_INVALID_USER', 'currentUser must answer null or { id, name?, tenantId? } with strings, got %s')
+const CurrentUserError = createError('FST_MCP_OAUTH_INVALID_USER', 'currentUser must answer null or { id, name?, tenantId? } with strings that are not empty and hold no NUL, got %s')
 
 /** Who is signed in to the host app. Only its own session is asked, never a token. */
 export async function signedInUser (settings: Settings, request: FastifyRequest): Promise<User | null> {
   const user = await settings.currentUser(request) ?? null
   if (user === null) return null
   const { id, name, tenantId } = user
-  const isUser = typeof id === 'string' && id !== '' &&
-    (name == null || typeof name === 'string') && (tenantId == null || typeof tenantId === 'string')
+  const isUser = isIdentifier(id) && (name == null || typeof name === 'string') && (tenantId == null || isIdentifier(tenantId))
   if (!isUser) throw new CurrentUserError(`an object with id: ${id === '' ? 'an empty string' : typeof id}, name: ${typeof name}, tenantId: ${typeof tenantId}`)
   return user
 }

@@ -35,6 +35,15 @@ export class ScopeCatalogue {
     return this.#definitions.get(name)?.description ?? name
   }
 
+  /** What a form offers: each scope with its description and those of the scopes that it brings along. */
+  choices (within: readonly string[] = this.names): Array<{ name: string, description: string, includes: string[] }> {
+    return within.map((name) => ({
+      name,
+      description: this.describe(name),
+      includes: this.expand([name], within).filter((other) => other !== name).map((other) => this.describe(other))
+    }))
+  }
+
   /**
    * The known ones among `names` and all that they imply, in catalogue order, no further than `within`.
    * Done when a grant is made, so that a token's scopes say all that it may do and checks need no closure.

@@ -1,7 +1,7 @@
 import createError from '@fastify/error'
 import type { Pool, PoolConfig, QueryResult, QueryResultRow } from 'pg'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, columnDefinitions, insertValues } from './schema.js'
+import { COLUMNS, INDEXES, INSERT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, selected } from './schema.js'
 import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
 
 /** A pool of yours, which stays open when the app closes, or what `pg` takes to make one. */
@@ -95,25 +95,27 @@ class PostgresStore implements TokenStore {
   }
 
   /**
-   * The INSERT alone decides who spends a code. A disconnect may commit beside it, unseen: so this looks for one after
-   * the row is there, and `revoke()` looks a second time for rows after its mark is there. One of them sees the other.
+   * The INSERT alone decides who spends a code. A disconnect may commit beside it, unseen: so this looks for its mark
+   * after the row is there, and `revoke()` looks for rows after its mark is there. One of them sees the other.
    */
   async issue (row: TokenRow, code?: { codeIssuedAt: number }): Promise<IssueResult> {
-    const values = insertValues(row)
-    const inserted = await this.#query('issue', `
-      INSERT INTO access_tokens (${INSERT_LIST}) VALUES (${values.map((_, index) => `$${index + 1}`).join(', ')}) ON CONFLICT (id) DO NOTHING
-    `, values)
-    if (inserted.rowCount === 0) {
+    if (!await this.#insert(row)) {
       await this.#revokeOne(row.id, 'code_replayed', row.createdAt)
       return 'replayed'
     }
     if (code === undefined) return 'issued'
-    const { rows } = await this.#query('disconnected', `
-      SELECT 1 FROM access_tokens WHERE user_id = $1 AND client_id = $2 AND revoked_reason = 'disconnected' AND revoked_at >= $3 LIMIT 1
-    `, [row.userId, row.clientId, code.codeIssuedAt])
+    const { rows } = await this.#query('find_mark', findMark('$'), [row.userId, row.clientId, code.codeIssuedAt])
     if (rows.length === 0) return 'issued'
     await this.#query('withdraw', 'DELETE FROM access_tokens WHERE id = $1', [row.id])
     return 'disconnected'
+  }
+
+  async #insert (row: TokenRow): Promise<boolean> {
+    const values = insertValues(row)
+    const { rowCount } = await this.#query('insert', `
+      INSERT INTO access_tokens (${INSERT_LIST}) VALUES (${values.map((_, index) => `$${index + 1}`).join(', ')}) ON CONFLICT (id) DO NOTHING
+    `, values)
+    return rowCount === 1
   }
 
   /** Look-ups gather while others are on their way, and travel as one query: none is answered from before it came. */
@@ -164,22 +166,14 @@ class PostgresStore implements TokenStore {
   }
 
   async revoke (selector: Selector, reason: RevokedReason, now: number): Promise<number> {
+    if (reason === 'disconnected') await this.#insert(disconnectMark(selector, now))
     if ('grantId' in selector) return await this.#revokeOne(selector.grantId, reason, now)
-    const [name, where, values] = 'userId' in selector
-      ? selector.clientId === undefined
-        ? ['user', 'user_id = $3', [selector.userId]] as const
-        : ['user_client', 'user_id = $3 AND client_id = $4', [selector.userId, selector.clientId]] as const
-      : ['client', 'client_id = $3', [selector.clientId]] as const
-    let grants = 0
-    // Twice, each with a snapshot of its own: see issue(). Rows that were revoked before are stamped again, as a mark.
-    for (let pass = 0; pass < 2; pass++) {
-      const { rows } = await this.#query<{ live: boolean }>(`revoke_${name}`, `
-        UPDATE access_tokens AS row SET revoked_at = $1, revoked_reason = $2 FROM access_tokens AS before
-        WHERE row.id = before.id AND ${where.replaceAll(/(\w+_id)/g, 'row.$1')} RETURNING before.revoked_at IS NULL AS live
-      `, [now, reason, ...values])
-      grants += rows.filter(({ live }) => live).length
-    }
-    return grants
+    const columns = selected(selector)
+    const { rowCount } = await this.#query(`revoke_${columns.map(([column]) => column).join('_')}`, `
+      UPDATE access_tokens SET revoked_at = $1, revoked_reason = $2
+      WHERE ${columns.map(([column], index) => `${column} = $${index + 3}`).join(' AND ')} AND revoked_at IS NULL
+    `, [now, reason, ...columns.map(([, value]) => value)])
+    return rowCount ?? 0
   }
 
   async #revokeOne (grantId: string, reason: RevokedReason, now: number): Promise<number> {
@@ -206,7 +200,7 @@ class PostgresStore implements TokenStore {
         (count(*) FILTER (WHERE revoked_at IS NOT NULL))::float8 AS revoked,
         (count(*) FILTER (WHERE revoked_at IS NULL AND expires_at <= $1))::float8 AS expired,
         (count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)))::float8 AS personal
-      FROM access_tokens
+      FROM access_tokens WHERE scopes <> ''
     `, [now])
     return stats!
   }

@@ -1,4 +1,6 @@
-import type { TokenRow } from './store.js'
+import { randomBytes } from 'node:crypto'
+import { createGrantId } from '../protocol/secret.js'
+import type { Selector, TokenRow } from './store.js'
 
 /** Each field of a row, its column and the column's type, in the order of the table. `time` is epoch milliseconds. */
 export const COLUMNS: ReadonlyArray<readonly [field: keyof TokenRow, column: string, type: `${'text' | 'bytes' | 'time'}${string}`]> = [
@@ -50,4 +52,36 @@ const EMPTY_ROW = Object.fromEntries(COLUMNS.map(([field]) => [field, null])) as
 /** A new row: what is not given is null. */
 export function newRow (fields: Pick<TokenRow, 'id' | 'tokenHash' | 'scopes' | 'createdAt'> & Partial<TokenRow>): TokenRow {
   return { ...EMPTY_ROW, ...fields }
+}
+
+/**
+ * What a disconnect leaves behind for codes that are still on their way: a revoked row without scopes for whom it named,
+ * whether or not they had a grant yet. For a grant by its id, the row that its code would have become.
+ */
+export function disconnectMark (selector: Selector, now: number): TokenRow {
+  return newRow({
+    id: 'grantId' in selector ? selector.grantId : createGrantId(),
+    tokenHash: randomBytes(32),
+    userId: 'userId' in selector ? selector.userId : null,
+    clientId: 'clientId' in selector ? selector.clientId ?? null : null,
+    scopes: '',
+    createdAt: now,
+    revokedAt: now,
+    revokedReason: 'disconnected'
+  })
+}
+
+/** Finds a mark for the first parameter, the user, and the second, the client, that is not older than the third. */
+export const findMark = (parameter: '$' | '?'): string => `
+  SELECT 1 FROM access_tokens WHERE scopes = '' AND revoked_at >= ${parameter}3 AND (
+    (user_id = ${parameter}1 AND client_id = ${parameter}2) OR
+    (user_id = ${parameter}1 AND client_id IS NULL) OR
+    (user_id IS NULL AND client_id = ${parameter}2)
+  ) LIMIT 1
+`
+
+/** The columns and values that a selector of more than one grant compares. */
+export function selected (selector: Exclude<Selector, { grantId: string }>): Array<[column: string, value: string]> {
+  return Object.entries({ user_id: 'userId' in selector ? selector.userId : undefined, client_id: selector.clientId })
+    .filter((entry): entry is [string, string] => entry[1] !== undefined)
 }

@@ -1,7 +1,8 @@
 import type { DatabaseSyncInstance, StatementSyncInstance } from '@photostructure/sqlite'
 import createError from '@fastify/error'
+import { closeSync, existsSync, openSync } from 'node:fs'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, insertValues } from './schema.js'
+import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, selected } from './schema.js'
 import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
 
 export interface SqliteStoreOptions {
@@ -43,6 +44,8 @@ class SqliteStore implements TokenStore {
   async open (): Promise<void> {
     const { DatabaseSync } = await loadDriver()
     this.#use(() => {
+      // Nobody else on the machine needs to know who has connected what; SQLite gives its other files the same mode.
+      if (this.#path !== ':memory:' && !existsSync(this.#path)) closeSync(openSync(this.#path, 'a', 0o600))
       this.#database = new DatabaseSync(this.#path)
       this.#database.exec('PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL')
       this.#upgrade(this.#database)
@@ -89,13 +92,14 @@ class SqliteStore implements TokenStore {
       this.#revokeOne(row.id, 'code_replayed', row.createdAt)
       return 'replayed'
     }
-    if (codeIssuedAt !== undefined && this.#prepare(`
-      SELECT 1 FROM access_tokens
-      WHERE user_id = ? AND client_id = ? AND revoked_reason = 'disconnected' AND revoked_at >= ? LIMIT 1
-    `).get(row.userId, row.clientId, codeIssuedAt) !== undefined) return 'disconnected'
-    const values = insertValues(row)
-    this.#prepare(`INSERT INTO access_tokens (${INSERT_LIST}) VALUES (${values.map(() => '?').join(', ')})`).run(...values)
+    if (codeIssuedAt !== undefined && this.#prepare(findMark('?')).get(row.userId, row.clientId, codeIssuedAt) !== undefined) return 'disconnected'
+    this.#insert(row)
     return 'issued'
+  }
+
+  #insert (row: TokenRow): void {
+    const values = insertValues(row)
+    this.#prepare(`INSERT INTO access_tokens (${INSERT_LIST}) VALUES (${values.map(() => '?').join(', ')}) ON CONFLICT (id) DO NOTHING`).run(...values)
   }
 
   findByTokenHash (tokenHash: Uint8Array): TokenRow | null {
@@ -122,21 +126,14 @@ class SqliteStore implements TokenStore {
   }
 
   revoke (selector: Selector, reason: RevokedReason, now: number): number {
-    return this.#use(() => {
+    return this.#use(() => this.#transaction(() => {
+      if (reason === 'disconnected') this.#insert(disconnectMark(selector, now))
       if ('grantId' in selector) return this.#revokeOne(selector.grantId, reason, now)
-      const columns = Object.entries({
-        user_id: 'userId' in selector ? selector.userId : undefined,
-        client_id: selector.clientId
-      }).filter(([, value]) => value !== undefined) as Array<[string, string]>
-      const where = columns.map(([column]) => `${column} = ?`).join(' AND ')
-      const values = columns.map(([, value]) => value)
-      return this.#transaction(() => {
-        const live = this.#prepare(`SELECT count(*) AS count FROM access_tokens WHERE ${where} AND revoked_at IS NULL`).get(...values)
-        // Rows that were revoked before are stamped again: a code issued since then must not outlive this.
-        this.#prepare(`UPDATE access_tokens SET revoked_at = ?, revoked_reason = ? WHERE ${where}`).run(now, reason, ...values)
-        return Number(live?.count)
-      })
-    })
+      const columns = selected(selector)
+      return Number(this.#prepare(`
+        UPDATE access_tokens SET revoked_at = ?, revoked_reason = ? WHERE ${columns.map(([column]) => `${column} = ?`).join(' AND ')} AND revoked_at IS NULL
+      `).run(now, reason, ...columns.map(([, value]) => value)).changes)
+    }))
   }
 
   #revokeOne (grantId: string, reason: RevokedReason, now: number): number {
@@ -162,7 +159,7 @@ class SqliteStore implements TokenStore {
         count(*) FILTER (WHERE revoked_at IS NOT NULL) AS revoked,
         count(*) FILTER (WHERE revoked_at IS NULL AND expires_at <= ?1) AS expired,
         count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?1)) AS personal
-      FROM access_tokens
+      FROM access_tokens WHERE scopes <> ''
     `).get(now) as unknown as TokenStats)
   }
 

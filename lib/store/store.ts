@@ -83,7 +83,7 @@ export interface TokenStore {
 
   /**
    * Adds a row, atomically and durably. If the id exists, that grant is revoked in the same step. With `codeIssuedAt`,
-   * nothing is added if the user disconnected this client at or after that time.
+   * nothing is added if a revocation as `disconnected` named this user, this client or both at or after that time.
    */
   issue (row: TokenRow, code?: { codeIssuedAt: number }): Answer<IssueResult>
 
@@ -100,7 +100,10 @@ export interface TokenStore {
    */
   rotate (grantId: string, from: Uint8Array, to: Rotation): Answer<boolean>
 
-  /** Ends grants and answers how many were live. Once it has returned, none of them is found live again. */
+  /**
+   * Ends grants and answers how many were live. Once it has returned, none of them is found live again. As `disconnected`
+   * it also stops codes issued before, for those that it names, even where no grant exists yet.
+   */
   revoke (selector: Selector, reason: RevokedReason, now: number): Answer<number>
 
   /** Notes that a token was used. Written behind, coalesced, flushed by `close()`. Never throws. */

@@ -111,6 +111,29 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
       }
     })
 
+    await test('a disconnect stops codes of whom it names, where there is no grant yet', async (t, store) => {
+      const issue = async (fields: Partial<TokenRow>) => await store.issue(row(fields), { codeIssuedAt: NOW })
+      t.equal(await store.revoke({ userId: 'carol' }, 'disconnected', NOW), 0)
+      t.equal(await store.revoke({ clientId: 'closed' }, 'disconnected', NOW), 0)
+      t.equal(await store.revoke({ userId: 'dave', clientId: 'one' }, 'disconnected', NOW), 0)
+      t.equal(await store.revoke({ grantId: 'pending' }, 'disconnected', NOW), 0)
+      t.equal(await issue({ userId: 'carol' }), 'disconnected')
+      t.equal(await issue({ clientId: 'closed' }), 'disconnected')
+      t.equal(await issue({ userId: 'dave', clientId: 'one' }), 'disconnected')
+      t.equal(await issue({ id: 'pending' }), 'replayed')
+      t.equal(await issue({ userId: 'dave' }), 'issued')
+      t.equal(await issue({}), 'issued')
+      t.equal(await store.issue(row({ userId: 'carol' }), { codeIssuedAt: NOW + 1 }), 'issued', 'a later code')
+      t.equal((await store.stats(NOW)).total, 3, 'and counts as no grant')
+    })
+
+    await test('a personal token that was revoked stops no code', async (t, store) => {
+      const personal = row({ clientId: null, name: 'script' })
+      await store.issue(personal)
+      await store.revoke({ grantId: personal.id }, 'disconnected', NOW)
+      t.equal(await store.issue(row(), { codeIssuedAt: NOW }), 'issued')
+    })
+
     await test('a disconnect also counts when the grant had ended before it', async (t, store) => {
       const old = row()
       await store.issue(old)
