@@ -1,7 +1,7 @@
 import createError from '@fastify/error'
 import type { Pool, PoolConfig, QueryResult, QueryResultRow } from 'pg'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, selected } from './schema.js'
+import { COLUMNS, INDEXES, INSERT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, missingParts, selected } from './schema.js'
 import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
 
 /** A pool of yours, which stays open when the app closes, or what `pg` takes to make one. */
@@ -74,10 +74,11 @@ class PostgresStore implements TokenStore {
 
   /** Takes no lock where there is nothing to do; where there is, of any number of nodes one does it. */
   async #migrate (): Promise<void> {
-    const { rows } = await this.#query<{ name: string }>('columns', `
-      SELECT column_name AS name FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = 'access_tokens'
+    const { rows } = await this.#query<{ name: string }>(null, `
+      SELECT column_name::text AS name FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = 'access_tokens'
+      UNION ALL SELECT indexname::text FROM pg_indexes WHERE schemaname = current_schema() AND tablename = 'access_tokens'
     `, [])
-    if (COLUMNS.every(([, column]) => rows.some(({ name }) => name === column))) return
+    if (missingParts(new Set(rows.map(({ name }) => name))).length === 0) return
     await this.#use(async () => {
       const client = await this.#pool!.connect()
       try {
@@ -194,7 +195,7 @@ class PostgresStore implements TokenStore {
   }
 
   async stats (now: number): Promise<TokenStats> {
-    const { rows: [stats] } = await this.#query<TokenStats & QueryResultRow>('stats', `
+    const { rows: [stats] } = await this.#query<TokenStats & QueryResultRow>(null, `
       SELECT count(*)::float8 AS total,
         (count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)))::float8 AS active,
         (count(*) FILTER (WHERE revoked_at IS NOT NULL))::float8 AS revoked,
@@ -206,7 +207,7 @@ class PostgresStore implements TokenStore {
   }
 
   async purge (before: number, limit: number): Promise<number> {
-    const { rowCount } = await this.#query('purge', `
+    const { rowCount } = await this.#query(null, `
       DELETE FROM access_tokens WHERE id = ANY(ARRAY(SELECT id FROM access_tokens WHERE revoked_at < $1 OR expires_at < $1 LIMIT $2))
     `, [before, limit])
     return rowCount ?? 0
@@ -221,9 +222,10 @@ class PostgresStore implements TokenStore {
     if (!('pool' in this.#options)) await pool.end()
   }
 
-  async #query<R extends QueryResultRow>(name: string, text: string, values: unknown[]): Promise<QueryResult<R>> {
+  /** Without a name a statement is planned for its values, which pays off where it is rare and goes over much. */
+  async #query<R extends QueryResultRow>(name: string | null, text: string, values: unknown[]): Promise<QueryResult<R>> {
     return await this.#use(async () => await this.#pool!.query<R>({
-      ...(this.#options.preparedStatements !== false && { name: `mcp_oauth_${name}` }),
+      ...(name !== null && this.#options.preparedStatements !== false && { name: `mcp_oauth_${name}` }),
       text,
       values,
       // The pool closes a connection whose query ran into this.

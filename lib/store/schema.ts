@@ -25,6 +25,11 @@ export const COLUMNS: ReadonlyArray<readonly [field: keyof TokenRow, column: str
   ['revokedReason', 'revoked_reason', 'text']
 ]
 
+/** What a complete table has: its columns and the indexes of INDEXES. */
+export function missingParts (present: ReadonlySet<string>): string[] {
+  return [...COLUMNS.map(([, column]) => column), ...INDEXES.match(/(?<=EXISTS )\w+/g)!].filter((name) => !present.has(name))
+}
+
 /** What `CREATE TABLE` and `ADD COLUMN` take, in a database's own types. */
 export function columnDefinitions (types: { bytes: string, time: string }): string[] {
   return COLUMNS.map(([, column, type]) => `${column} ${type.replace(/^(bytes|time)/, (kind) => types[kind as 'bytes' | 'time'])}`)

@@ -1,8 +1,9 @@
 import type { DatabaseSyncInstance, StatementSyncInstance } from '@photostructure/sqlite'
 import createError from '@fastify/error'
 import { closeSync, existsSync, openSync } from 'node:fs'
+import { setTimeout } from 'node:timers/promises'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, selected } from './schema.js'
+import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, missingParts, selected } from './schema.js'
 import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
 
 export interface SqliteStoreOptions {
@@ -11,6 +12,10 @@ export interface SqliteStoreOptions {
 }
 
 const TABLE = columnDefinitions({ bytes: 'blob', time: 'integer' })
+
+/** Milliseconds that one process waits for another's commit. */
+const BUSY_TIMEOUT = 5000
+const SQLITE_BUSY = 5
 
 const SqliteMissingError = createError('FST_MCP_OAUTH_SQLITE_MISSING',
   'sqliteStore() needs Node 22.13 or newer, or the package @photostructure/sqlite. Run: npm install @photostructure/sqlite')
@@ -43,25 +48,37 @@ class SqliteStore implements TokenStore {
 
   async open (): Promise<void> {
     const { DatabaseSync } = await loadDriver()
-    this.#use(() => {
+    const database = this.#use(() => {
       // Nobody else on the machine needs to know who has connected what; SQLite gives its other files the same mode.
       if (this.#path !== ':memory:' && !existsSync(this.#path)) closeSync(openSync(this.#path, 'a', 0o600))
       this.#database = new DatabaseSync(this.#path)
-      this.#database.exec('PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL')
-      this.#upgrade(this.#database)
+      this.#database.exec(`PRAGMA busy_timeout = ${BUSY_TIMEOUT}; PRAGMA synchronous = FULL`)
+      return this.#database
     })
+    // SQLite does not wait for other processes that turn a new file to WAL in the same moment, so this does.
+    for (const until = Date.now() + BUSY_TIMEOUT; ; await setTimeout(10)) {
+      try {
+        this.#use(() => {
+          database.exec('PRAGMA journal_mode = WAL')
+          this.#upgrade(database)
+        })
+        break
+      } catch (error) {
+        if (Date.now() > until || ((error as Error).cause as { errcode?: number } | undefined)?.errcode !== SQLITE_BUSY) throw error
+      }
+    }
     this.#lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
   }
 
   /** Writes only where something is missing, so that a read-only file still serves the guard. */
   #upgrade (database: DatabaseSyncInstance): void {
-    const missing = (): string[] => {
-      const present = new Set(database.prepare('SELECT name FROM pragma_table_info(?)').all('access_tokens').map((column) => (column as { name: string }).name))
-      return TABLE.filter((_, index) => !present.has(COLUMNS[index]![1]))
-    }
-    if (missing().length === 0) return
+    const present = (): Set<string> => new Set(database.prepare(`
+      SELECT name FROM pragma_table_info('access_tokens') UNION ALL SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'access_tokens'
+    `).all().map((row) => (row as { name: string }).name))
+    if (missingParts(present()).length === 0) return
     this.#transaction(() => {
-      const columns = missing()
+      const now = present()
+      const columns = TABLE.filter((_, index) => !now.has(COLUMNS[index]![1]))
       if (columns.length === TABLE.length) database.exec(`CREATE TABLE access_tokens (${TABLE.join(', ')}) STRICT`)
       else columns.forEach((column) => database.exec(`ALTER TABLE access_tokens ADD COLUMN ${column}`))
       database.exec(INDEXES)
