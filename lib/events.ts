@@ -11,6 +11,7 @@ type Happening =
   | { type: 'consent.denied', reason: Reason }
   | { type: 'code.rejected', reason: Reason, grantId: string | null }
   | { type: 'token.issued', grantId: string, scopes: string[] }
+  | { type: 'token.refreshed', grantId: string }
   | { type: 'token.revoked', grantId: string | null, grants: number, reason: RevokedReason }
   | { type: 'token.rejected', reason: Reason, grantId: string | null }
 

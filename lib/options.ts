@@ -13,7 +13,7 @@ import { isRedirectUri } from './protocol/redirect-uri.js'
 import type { Resource } from './protocol/resource.js'
 import { ScopeCatalogue, isScopeToken, type ScopeDefinition } from './protocol/scope.js'
 import { createSealer, createSigner } from './protocol/sealed.js'
-import { parseKey } from './protocol/secret.js'
+import { deriveKey, parseKey } from './protocol/secret.js'
 import type { ConsentTicket, PageTicket } from './protocol/tickets.js'
 import { sqliteStore } from './store/sqlite.js'
 import type { TokenStore } from './store/store.js'
@@ -81,6 +81,14 @@ export interface McpOAuthOptions {
   resources?: readonly ResourceOptions[]
   /** Seconds from consent to redemption, at most 600. Default 60. */
   codeLifetime?: number
+  /** Seconds for which an access token works. Default null: until it is revoked. */
+  accessTokenLifetime?: number | null
+  /** Seconds for which a refresh token works, anew with each refresh. Default null: no refresh tokens. Needs `accessTokenLifetime`. */
+  refreshTokenLifetime?: number | null
+  /** Seconds for which the answer to a refresh can be asked for again, with the same refresh token. Default 30. */
+  refreshGrace?: number
+  /** Seconds without use after which a grant ends, at least 600. Default null: never. */
+  idleLifetime?: number | null
   /** Dynamic registration. Loopback redirect URIs may register, and the exact ones listed here. Default enabled. */
   registration?: { enabled?: boolean, redirectUris?: readonly string[] }
   /** Clients you register by hand. Default none. */
@@ -102,10 +110,12 @@ export interface McpOAuthOptions {
 /** The options, checked and complete, with what is made from them once. */
 export type Settings = Awaited<ReturnType<typeof resolveOptions>>
 
+const YEAR = 365 * 24 * 60 * 60
+
 export const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
 
 const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 'store', 'resources', 'codeLifetime',
-  'registration', 'clients', 'connectedApps', 'rateLimit', 'views', 'rootAliases', 'fallbackToken', 'onEvent'])
+  'accessTokenLifetime', 'refreshTokenLifetime', 'refreshGrace', 'idleLifetime', 'registration', 'clients', 'connectedApps', 'rateLimit', 'views', 'rootAliases', 'fallbackToken', 'onEvent'])
 
 /**
  * Checks every option and builds what endpoints share.
@@ -151,7 +161,9 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     resources,
     /** Milliseconds. */
     codeLifetime: codeLifetime * 1000,
-    grantTypes: ['authorization_code'],
+    ...parseLifetimes(options),
+    grantTypes: options.refreshTokenLifetime == null ? ['authorization_code'] : ['authorization_code', 'refresh_token'],
+    refreshKeys: keys.map((key): Uint8Array => deriveKey(key, 'refresh', 32)),
     registration: parseRegistration(options.registration),
     rateLimit: parseRateLimit(options.rateLimit),
     rootAliases,
@@ -244,6 +256,23 @@ function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string
   })
   parsed.forEach(({ path }, index) => expect(parsed.findIndex((other) => other.path === path) === index, `resources[${index}].path`, 'a path of its own', path))
   return parsed as [Resource, ...Resource[]]
+}
+
+/** From seconds to milliseconds. */
+function parseLifetimes ({ accessTokenLifetime = null, refreshTokenLifetime = null, refreshGrace = 30, idleLifetime = null }: McpOAuthOptions) {
+  const milliseconds = (value: unknown, name: string, least: number): number | null => {
+    expect(value === null || (Number.isInteger(value) && value as number >= least && value as number <= 10 * YEAR), name, `whole seconds from ${least} to ${10 * YEAR}, or null`, value)
+    return value === null ? null : value as number * 1000
+  }
+  expect(refreshTokenLifetime === null || accessTokenLifetime !== null, 'refreshTokenLifetime', 'accessTokenLifetime beside it, since a token that never expires is never refreshed', refreshTokenLifetime)
+  expect(Number.isInteger(refreshGrace) && refreshGrace >= 0 && refreshGrace <= 300, 'refreshGrace', 'whole seconds from 0 to 300', refreshGrace)
+  return {
+    accessTokenLifetime: milliseconds(accessTokenLifetime, 'accessTokenLifetime', 60),
+    refreshTokenLifetime: milliseconds(refreshTokenLifetime, 'refreshTokenLifetime', 60),
+    refreshGrace: refreshGrace * 1000,
+    // Uses are noted once a minute: a shorter time would end grants that are in use.
+    idleLifetime: milliseconds(idleLifetime, 'idleLifetime', 600)
+  }
 }
 
 function parseRegistration (registration: unknown = {}): { enabled: boolean, redirectUris: readonly string[] } {

@@ -29,8 +29,8 @@ function install (code: string): string {
   return project
 }
 
-t.test('the README shows five programs', async (t) => {
-  t.equal(programs.length, 5)
+t.test('the README shows six programs', async (t) => {
+  t.equal(programs.length, 6)
 })
 
 /** Starts a program of the README on a free port and asks its route without a token. */
@@ -79,14 +79,13 @@ t.test('the MCP server in the README serves a tool to a client that was allowed 
 
 t.test('and so does the one for several nodes, on PostgreSQL', async (t) => {
   const server = await startPostgres(t)
-  const { response } = await challenge(t, programs[4]!, { DATABASE_URL: await server.database() })
+  const { response } = await challenge(t, programs[5]!, { DATABASE_URL: await server.database() })
   t.equal(response.status, 401)
 })
 
 t.test('the other programs in the README run as they stand', async (t) => {
-  const { stdout } = await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(programs[2]!) })
-  t.equal(stdout.trim(), 'alice alice')
-  await t.resolves(promisify(execFile)(process.execPath, ['server.js'], { cwd: install(programs[3]!) }))
+  const output = async (code: string): Promise<string> => (await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(code) })).stdout.trim()
+  for (const [program, said] of [[2, 'alice alice'], [3, 'authorization_code,refresh_token'], [4, '']] as const) t.equal(await output(programs[program]!), said)
 })
 
 t.test('the README names every option, column, event and file there is, and no other', async (t) => {

@@ -50,8 +50,9 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
     const grant = form.get('grant')
 
     if (client !== null) {
+      // A disconnect leaves a row behind, so it takes something to disconnect.
+      if (!(await tokens.list({ userId })).some(({ clientId }) => clientId === client)) throw unknownGrant()
       const grants = await store.revoke({ userId, clientId: client }, 'disconnected', Date.now())
-      if (grants === 0) throw unknownGrant()
       emit(request, { type: 'token.revoked', userId, clientId: client, grantId: null, grants, reason: 'disconnected' })
       return done(request, reply, 'disconnected')
     }

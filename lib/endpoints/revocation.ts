@@ -6,6 +6,7 @@ import { acceptForms, formParameters } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
 import type { Settings } from '../options.js'
 import { OAuthError } from '../protocol/errors.js'
+import { refreshTokenGrant } from '../protocol/refresh-token.js'
 import { hashToken, isToken } from '../protocol/secret.js'
 
 /**
@@ -24,7 +25,8 @@ export async function revocationEndpoint (app: FastifyInstance, settings: Settin
     if (token === undefined) {
       throw new OAuthError('invalid_request', 'The token is missing.', { reason: 'token_missing', about: { clientId } })
     }
-    const row = isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
+    const grantId = refreshTokenGrant(settings.refreshKeys, token)
+    const row = grantId !== undefined ? await store.find(grantId) : isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
     if (row !== null && row.clientId === clientId) {
       const grants = await store.revoke({ grantId: row.id }, 'client_revoked', Date.now())
       if (grants > 0) emit(request, { type: 'token.revoked', userId: row.userId, clientId, grantId: row.id, grants, reason: 'client_revoked' })

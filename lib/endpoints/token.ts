@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify'
 import { redeemAuthorizationCode } from '../grants/authorization-code.js'
+import { refreshGrant } from '../grants/refresh-token.js'
 import { authenticateClient } from '../http/client-authentication.js'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
@@ -17,14 +18,14 @@ export async function tokenEndpoint (app: FastifyInstance, settings: Settings): 
     const parameters = formParameters(request)
     const client = await authenticateClient(settings, request, reply, parameters)
     const grantType = parameters.get('grant_type')
-    switch (grantType) {
-      case 'authorization_code':
-        return sendJson(reply, await redeemAuthorizationCode(settings, request, client, parameters, Date.now()))
-      case undefined:
-        throw new OAuthError('invalid_request', 'The grant_type is missing.', { reason: 'grant_type_missing' })
-      default:
-        throw new OAuthError('unsupported_grant_type', 'The grant_type is not supported.', { reason: 'grant_type_unsupported' })
+    if (grantType === undefined) {
+      throw new OAuthError('invalid_request', 'The grant_type is missing.', { reason: 'grant_type_missing' })
     }
+    if (!settings.grantTypes.includes(grantType)) {
+      throw new OAuthError('unsupported_grant_type', 'The grant_type is not supported.', { reason: 'grant_type_unsupported' })
+    }
+    const exchange = grantType === 'refresh_token' ? refreshGrant : redeemAuthorizationCode
+    return sendJson(reply, await exchange(settings, request, client, parameters, Date.now()))
   })
 
   app.setErrorHandler(jsonErrorHandler((request, { reason, about }) => {

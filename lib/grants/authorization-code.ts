@@ -7,16 +7,10 @@ import type { Parameters } from '../protocol/parameters.js'
 import { redirectHost } from '../protocol/redirect-uri.js'
 import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
+import { createRefreshToken } from '../protocol/refresh-token.js'
 import { createToken, hashToken } from '../protocol/secret.js'
 import { newRow } from '../store/schema.js'
-
-/** A successful answer of the token endpoint. RFC 6749 §5.1. */
-export interface TokenResponse {
-  access_token: string
-  token_type: 'Bearer'
-  /** Always there: some clients start over without it. */
-  scope: string
-}
+import { tokenResponse, type TokenResponse } from './token-response.js'
 
 /**
  * Redeems an authorization code. RFC 6749 §4.1.3.
@@ -40,10 +34,15 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
   checkPossession(code, client.clientId, resource?.uri, parameters)
 
   const { grantId, userId, tenantId, clientId, clientName, scopes } = code
+  const { accessTokenLifetime, refreshTokenLifetime } = settings
   const accessToken = createToken('oat_')
+  const refreshToken = refreshTokenLifetime === null ? undefined : createRefreshToken(settings.refreshKeys[0]!, grantId)
+  const expiresAt = accessTokenLifetime === null ? null : now + accessTokenLifetime
   const result = await settings.store.issue(newRow({
     id: grantId,
     tokenHash: hashToken(accessToken),
+    refreshHash: refreshToken === undefined ? null : hashToken(refreshToken),
+    refreshExpiresAt: refreshTokenLifetime === null ? null : now + refreshTokenLifetime,
     userId,
     tenantId,
     clientId,
@@ -51,7 +50,8 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
     clientHost: redirectHost(code.redirectUri),
     scopes: formatScope(scopes),
     resource: code.resource,
-    createdAt: now
+    createdAt: now,
+    expiresAt
   }), { codeIssuedAt: code.issuedAt })
 
   const about = { userId, clientId, grantId }
@@ -63,5 +63,5 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
     throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason: 'client_disconnected', about })
   }
   settings.emit(request, { type: 'token.issued', ...about, scopes })
-  return { access_token: accessToken, token_type: 'Bearer', scope: formatScope(scopes) }
+  return tokenResponse({ accessToken, ...(refreshToken !== undefined && { refreshToken }) }, formatScope(scopes), expiresAt, now)
 }

@@ -23,10 +23,26 @@ export function grantOf (row: TokenRow): Grant {
   return { grantId: id, userId, tenantId, clientId, clientName, scopes: parseScope(scopes), resource, expiresAt }
 }
 
-/** Why a stored or foreign grant may not be used at `resource` now; undefined if it may. */
-export function refusal (grant: { revokedAt?: number | null, expiresAt: number | null, resource: string | null }, resource: string | undefined, now: number): Reason | undefined {
+interface Life {
+  expiresAt: number | null
+  resource: string | null
+  /** The following only where the grant has a row. */
+  revokedAt?: number | null
+  createdAt?: number
+  lastUsedAt?: number | null
+  refreshedAt?: number | null
+}
+
+/** Why a grant may not be used at `resource` now; undefined if it may. Times are milliseconds. */
+export function refusal (grant: Life, resource: string | undefined, now: number, idleLifetime: number | null): Reason | undefined {
   if (grant.revokedAt != null) return 'token_revoked'
   if (grant.expiresAt !== null && grant.expiresAt <= now) return 'token_expired'
+  if (idleLifetime !== null && grant.createdAt !== undefined && lastSign(grant) + idleLifetime <= now) return 'token_idle'
   if (grant.resource !== null && resource !== undefined && grant.resource !== resource) return 'token_for_another_resource'
   return undefined
+}
+
+/** When the grant was last heard of. */
+function lastSign ({ createdAt = 0, lastUsedAt, refreshedAt }: Life): number {
+  return Math.max(createdAt, lastUsedAt ?? 0, refreshedAt ?? 0)
 }

@@ -1,4 +1,5 @@
 import createError from '@fastify/error'
+import { MAX_CLIENT_ID_LENGTH } from '../clients/client.js'
 import type { Settings } from '../options.js'
 import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
@@ -54,7 +55,7 @@ const PURGE_BATCH = 500
 const TokenOptionError = createError('FST_MCP_OAUTH_INVALID_TOKEN_OPTION', 'tokens.create(): %s', 500, TypeError)
 const SelectorError = createError('FST_MCP_OAUTH_INVALID_SELECTOR', 'tokens.%s(): expected %s, with strings that are not empty', 500, TypeError)
 
-export function createTokens ({ store, scopes, resources, emit }: Settings): Tokens {
+export function createTokens ({ store, scopes, resources, idleLifetime, emit }: Settings): Tokens {
   return {
     async create (options) {
       const { userId, tenantId, name, scopes: asked, resource, expiresAt, ...others } = options
@@ -89,12 +90,14 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
     async verify (token, { resource } = {}) {
       if (!isToken(token)) return null
       const row = await store.findByTokenHash(hashToken(token))
-      return row !== null && refusal(row, resource, Date.now()) === undefined ? grantOf(row) : null
+      return row !== null && refusal(row, resource, Date.now(), idleLifetime) === undefined ? grantOf(row) : null
     },
 
     async list ({ userId }) {
       if (!isIdentifier(userId)) throw new SelectorError('list', '{ userId }')
-      return (await store.list({ userId }, Date.now())).map((row) => {
+      const now = Date.now()
+      const rows = await store.list({ userId }, now)
+      return rows.filter((row) => refusal({ ...row, expiresAt: null }, undefined, now, idleLifetime) === undefined).map((row) => {
         const { name, clientHost, createdAt, lastUsedAt } = row
         return { ...grantOf(row), name, clientHost, createdAt, lastUsedAt }
       })
@@ -103,7 +106,7 @@ export function createTokens ({ store, scopes, resources, emit }: Settings): Tok
     async revoke (selector) {
       // An undefined id must not widen what is revoked: { userId, clientId: undefined } is a bug, not "all".
       const isSelector = ['grantId', 'userId', 'clientId', 'clientId,userId'].includes(Object.keys(selector).sort().join()) &&
-        Object.values(selector).every(isIdentifier)
+        Object.values(selector).every((value) => isIdentifier(value, MAX_CLIENT_ID_LENGTH))
       if (!isSelector) throw new SelectorError('revoke', '{ grantId }, { userId }, { userId, clientId } or { clientId }')
       const grants = await store.revoke(selector, 'disconnected', Date.now())
       emit(null, { type: 'token.revoked', grantId: null, ...selector, grants, reason: 'disconnected' })

@@ -156,7 +156,7 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
         const foreign = row === null ? fallbackGrant(settings, await fallbackToken?.(token, request)) : null
         const grant = row === null ? foreign : grantOf(row)
         if (grant === null) return refuseToken(request, reply, 'token_unknown')
-        const reason = refusal(row ?? grant, resource.uri, now)
+        const reason = refusal(row ?? grant, resource.uri, now, settings.idleLifetime)
         if (reason !== undefined) return refuseToken(request, reply, reason, { id: grant.grantId, userId: grant.userId, clientId: grant.clientId })
 
         request.oauth = new RequestGrant(grant, token, reply, refuseScope)

@@ -31,8 +31,8 @@ export type Reason =
   | 'parameter_repeated' | 'pkce_challenge_malformed' | 'pkce_challenge_missing' | 'pkce_method_unsupported'
   | 'pkce_mismatch' | 'pkce_verifier_malformed' | 'rate_limited' | 'redirect_uri_mismatch' | 'redirect_uri_missing'
   | 'redirect_uri_not_allowed' | 'redirect_uri_unregistered' | 'refused_by_app' | 'request_too_long' | 'resource_mismatch' | 'resource_unknown'
-  | 'response_type_unsupported' | 'signed_out' | 'store_unavailable' | 'ticket_expired' | 'ticket_for_another_user'
-  | 'ticket_unreadable' | 'token_expired' | 'token_for_another_resource' | 'token_missing' | 'token_name_invalid'
+  | 'refresh_reused' | 'refresh_token_expired' | 'refresh_token_missing' | 'refresh_token_unknown' | 'response_type_unsupported' | 'scope_exceeds_grant' | 'signed_out' | 'store_unavailable' | 'ticket_expired' | 'ticket_for_another_user'
+  | 'ticket_unreadable' | 'token_expired' | 'token_idle' | 'token_for_another_resource' | 'token_missing' | 'token_name_invalid'
   | 'token_revoked' | 'token_scope_insufficient' | 'token_unknown' | 'unexpected'
 
 export interface OAuthErrorOptions {

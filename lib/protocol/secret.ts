@@ -15,9 +15,9 @@ export function isToken (value: string): boolean {
   return TOKEN.test(value)
 }
 
-/** Whether every database keeps the text as it is: some cut it at NUL, and half a surrogate pair is no character. */
-export function isIdentifier (value: unknown): value is string {
-  return typeof value === 'string' && value !== '' && !/[\0\p{Cs}]/u.test(value)
+/** Whether every database keeps and indexes the text as it is: some cut it at NUL, and half a surrogate pair is no character. */
+export function isIdentifier (value: unknown, maxLength = 512): value is string {
+  return typeof value === 'string' && value !== '' && value.length <= maxLength && !/[\0\p{Cs}]/u.test(value)
 }
 
 /** SHA-256, 32 bytes. A token has 256 random bits, so it needs neither salt nor stretching. */

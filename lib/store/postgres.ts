@@ -81,6 +81,7 @@ class PostgresStore implements TokenStore {
     if (missingParts(new Set(rows.map(({ name }) => name))).length === 0) return
     await this.#use(async () => {
       const client = await this.#pool!.connect()
+      client.on('error', ignore)
       try {
         // One simple query is one transaction, and its lock ends with it: poolers keep that together.
         await client.query(`
@@ -90,6 +91,7 @@ class PostgresStore implements TokenStore {
           ${INDEXES}
         `)
       } finally {
+        client.off('error', ignore)
         client.release()
       }
     }, MIGRATION_TIMEOUT)
@@ -121,10 +123,10 @@ class PostgresStore implements TokenStore {
 
   /** Look-ups gather while others are on their way, and travel as one query: none is answered from before it came. */
   async findByTokenHash (tokenHash: Uint8Array): Promise<TokenRow | null> {
-    return await new Promise((resolve, reject) => {
+    return await this.#use(async () => await new Promise((resolve, reject) => {
       this.#lookups.push({ tokenHash, resolve, reject })
       if (this.#lookups.length === 1) setImmediate(() => this.#sendLookups())
-    })
+    }))
   }
 
   #sendLookups (): void {
@@ -152,7 +154,7 @@ class PostgresStore implements TokenStore {
   async list ({ userId }: { userId: string }, now: number): Promise<TokenRow[]> {
     const { rows } = await this.#query<TokenRow>('list', `
       SELECT ${SELECT_LIST} FROM access_tokens
-      WHERE user_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2) ORDER BY created_at, id
+      WHERE user_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR $2 < coalesce(refresh_expires_at, expires_at)) ORDER BY created_at, id
     `, [userId, now])
     return rows
   }
@@ -197,10 +199,10 @@ class PostgresStore implements TokenStore {
   async stats (now: number): Promise<TokenStats> {
     const { rows: [stats] } = await this.#query<TokenStats & QueryResultRow>(null, `
       SELECT count(*)::float8 AS total,
-        (count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)))::float8 AS active,
+        (count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR $1 < coalesce(refresh_expires_at, expires_at))))::float8 AS active,
         (count(*) FILTER (WHERE revoked_at IS NOT NULL))::float8 AS revoked,
-        (count(*) FILTER (WHERE revoked_at IS NULL AND expires_at <= $1))::float8 AS expired,
-        (count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)))::float8 AS personal
+        (count(*) FILTER (WHERE revoked_at IS NULL AND coalesce(refresh_expires_at, expires_at) <= $1))::float8 AS expired,
+        (count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR $1 < coalesce(refresh_expires_at, expires_at))))::float8 AS personal
       FROM access_tokens WHERE scopes <> ''
     `, [now])
     return stats!
@@ -208,7 +210,7 @@ class PostgresStore implements TokenStore {
 
   async purge (before: number, limit: number): Promise<number> {
     const { rowCount } = await this.#query(null, `
-      DELETE FROM access_tokens WHERE id = ANY(ARRAY(SELECT id FROM access_tokens WHERE revoked_at < $1 OR expires_at < $1 LIMIT $2))
+      DELETE FROM access_tokens WHERE id = ANY(ARRAY(SELECT id FROM access_tokens WHERE revoked_at < $1 OR (expires_at < $1 AND (refresh_expires_at IS NULL OR refresh_expires_at < $1)) LIMIT $2))
     `, [before, limit])
     return rowCount ?? 0
   }
@@ -218,19 +220,29 @@ class PostgresStore implements TokenStore {
     if (pool === undefined) return
     await this.#lastUsed.flush()
     this.#pool = undefined
-    pool.off('error', ignore)
-    if (!('pool' in this.#options)) await pool.end()
+    if ('pool' in this.#options) pool.off('error', ignore)
+    else await pool.end()
   }
 
   /** Without a name a statement is planned for its values, which pays off where it is rare and goes over much. */
   async #query<R extends QueryResultRow>(name: string | null, text: string, values: unknown[]): Promise<QueryResult<R>> {
-    return await this.#use(async () => await this.#pool!.query<R>({
+    const query = {
       ...(name !== null && this.#options.preparedStatements !== false && { name: `mcp_oauth_${name}` }),
       text,
       values,
       // The pool closes a connection whose query ran into this.
       query_timeout: this.#timeout
-    } as Parameters<Pool['query']>[0] & object))
+    }
+    return await this.#use(async () => {
+      for (let attempt = 1; ; attempt++) {
+        try {
+          return await this.#pool!.query<R>(query)
+        } catch (error) {
+          // Lost against another transaction. Each statement commits by itself, so it can simply be sent again.
+          if (attempt === 3 || !/^40(P01|001)$/.test(sqlState(error))) throw error
+        }
+      }
+    })
   }
 
   /** Every use of the database goes through here, so that its troubles have one name and one longest time. */
@@ -242,7 +254,7 @@ class PostgresStore implements TokenStore {
     try {
       return await Promise.race([work(), late])
     } catch (error) {
-      throw isOurMistake(error) ? error : new StoreUnavailableError(error)
+      throw isOurMistake(error) || error instanceof StoreUnavailableError ? error : new StoreUnavailableError(error)
     } finally {
       clearTimeout(timer)
     }
@@ -251,7 +263,11 @@ class PostgresStore implements TokenStore {
 
 /** SQLSTATE classes 22 (bad data), 23 (constraint) and 42 (bad SQL) are bugs; all else is the database being out of reach. */
 function isOurMistake (error: unknown): boolean {
-  return /^(22|23|42)/.test(String((error as { code?: unknown }).code))
+  return /^(22|23|42)/.test(sqlState(error))
+}
+
+function sqlState (error: unknown): string {
+  return String((error as { code?: unknown }).code)
 }
 
 function keyOf (bytes: Uint8Array): string {

@@ -130,7 +130,7 @@ class SqliteStore implements TokenStore {
   list ({ userId }: { userId: string }, now: number): TokenRow[] {
     return this.#use(() => this.#prepare(`
       SELECT ${SELECT_LIST} FROM access_tokens
-      WHERE user_id = ? AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?) ORDER BY created_at, id
+      WHERE user_id = ? AND revoked_at IS NULL AND (expires_at IS NULL OR ? < coalesce(refresh_expires_at, expires_at)) ORDER BY created_at, id
     `).all(userId, now) as unknown as TokenRow[])
   }
 
@@ -172,10 +172,10 @@ class SqliteStore implements TokenStore {
   stats (now: number): TokenStats {
     return this.#use(() => this.#prepare(`
       SELECT count(*) AS total,
-        count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?1)) AS active,
+        count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR ?1 < coalesce(refresh_expires_at, expires_at))) AS active,
         count(*) FILTER (WHERE revoked_at IS NOT NULL) AS revoked,
-        count(*) FILTER (WHERE revoked_at IS NULL AND expires_at <= ?1) AS expired,
-        count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?1)) AS personal
+        count(*) FILTER (WHERE revoked_at IS NULL AND coalesce(refresh_expires_at, expires_at) <= ?1) AS expired,
+        count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR ?1 < coalesce(refresh_expires_at, expires_at))) AS personal
       FROM access_tokens WHERE scopes <> ''
     `).get(now) as unknown as TokenStats)
   }
@@ -183,7 +183,7 @@ class SqliteStore implements TokenStore {
   purge (before: number, limit: number): number {
     return this.#use(() => Number(this.#prepare(`
       DELETE FROM access_tokens WHERE id IN (
-        SELECT id FROM access_tokens WHERE revoked_at < ?1 OR expires_at < ?1 LIMIT ?2
+        SELECT id FROM access_tokens WHERE revoked_at < ?1 OR (expires_at < ?1 AND (refresh_expires_at IS NULL OR refresh_expires_at < ?1)) LIMIT ?2
       )
     `).run(before, limit).changes))
   }

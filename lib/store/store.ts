@@ -91,7 +91,7 @@ export interface TokenStore {
   findByTokenHash (tokenHash: Uint8Array): Answer<TokenRow | null>
   find (grantId: string): Answer<TokenRow | null>
 
-  /** The user's grants that are neither revoked nor expired at `now`, oldest first. */
+  /** The user's grants that are neither revoked nor expired at `now`, oldest first. A grant lives while it can be refreshed. */
   list (selector: { userId: string }, now: number): Answer<TokenRow[]>
 
   /**

@@ -1,0 +1,51 @@
+// One node of a deployment, as test/node.ts starts it: an app with the plugin, from what was built. Its settings come
+// in NODE_APP as JSON, its port leaves on standard output. SIGTERM closes the app; the process then ends by itself.
+import Fastify from 'fastify'
+import mcpOAuth from 'fastify-mcp-oauth'
+
+const { key, issuer, store, redis: redisUrl, rateLimit, user } = JSON.parse(process.env.NODE_APP)
+
+// Whoever started this is gone: so is this.
+process.stdin.on('end', () => process.exit(9)).resume()
+process.stdin.unref?.()
+
+// Only what this one needs, since tests wait for it.
+const { sqliteStore, postgresStore } = await import(store.sqlite !== undefined ? 'fastify-mcp-oauth/sqlite' : 'fastify-mcp-oauth/postgres')
+const pool = store.pool === undefined ? undefined : new (await import('pg')).default.Pool(store.pool)
+const redis = redisUrl === undefined ? undefined : new (await import('ioredis')).Redis(redisUrl)
+
+// Drivers are loaded while everything can be read; from here on the files are those of another user.
+if (user !== undefined) {
+  await import('node:sqlite').catch(async () => await import('@photostructure/sqlite'))
+  process.setgroups([])
+  process.setgid(user)
+  process.setuid(user)
+}
+
+const app = Fastify({ logger: { level: 'error', stream: process.stderr }, forceCloseConnections: true })
+await app.register(mcpOAuth, {
+  issuer,
+  keys: [key],
+  store: store.sqlite !== undefined
+    ? sqliteStore({ path: store.sqlite })
+    : postgresStore({ ...store.postgres, ...(pool !== undefined && { pool }) }),
+  scopes: { read: 'Read your notes', write: 'Change your notes' },
+  resources: [{ path: '/mcp', name: 'Notes' }],
+  currentUser: ({ headers }) => headers['x-user'] ? { id: headers['x-user'] } : null,
+  loginUrl: '/login',
+  rateLimit: redis === undefined ? false : { redis, ...rateLimit }
+})
+app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'] }) }, async ({ oauth }) => ({ userId: oauth.userId }))
+await app.listen({ port: 0, host: '127.0.0.1' })
+
+process.once('SIGTERM', async () => {
+  await app.close()
+  console.log(JSON.stringify({ closed: true }))
+  if (pool !== undefined) {
+    const { rows: [row] } = await pool.query('SELECT count(last_used_at)::int AS used FROM access_tokens')
+    console.log(JSON.stringify({ poolStillAnswers: row.used }))
+    await pool.end()
+  }
+  redis?.disconnect()
+})
+console.log(JSON.stringify({ port: app.server.address().port }))
