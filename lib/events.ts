@@ -36,17 +36,14 @@ export type Emit = (request: FastifyRequest | null, event: Emitted) => void
 
 /** Logs each event, then hands it to the app. Whatever the app's handler does, the request goes on. */
 export function createEmit (onEvent: ((event: AuditEvent) => unknown) | undefined, log: FastifyBaseLogger): Emit {
-  return function emit (request, event) {
+  return async function emit (request, event) {
     const { type, ...details } = event
     const logger = request?.log ?? log
     logger.info(details, `oauth: ${type}`)
-    if (onEvent === undefined) return
-    const failed = (err: unknown): void => log.error({ err }, 'oauth: onEvent failed')
     try {
-      const answer = onEvent({ userId: null, clientId: null, ...event, at: Date.now(), requestId: request?.id ?? null } as AuditEvent)
-      if (answer instanceof Promise) answer.catch(failed)
-    } catch (error) {
-      failed(error)
+      await onEvent?.({ userId: null, clientId: null, ...event, at: Date.now(), requestId: request?.id ?? null } as AuditEvent)
+    } catch (err) {
+      log.error({ err }, 'oauth: onEvent failed')
     }
   }
 }

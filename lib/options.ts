@@ -9,12 +9,12 @@ import { configuredClients, type ConfiguredClients } from './clients/configured.
 import { registeredClients, type ClientIdPayload } from './clients/registered.js'
 import { createEmit, type AuditEvent } from './events.js'
 import type { AuthorizationCode } from './protocol/authorization-code.js'
-import { isRedirectUri } from './protocol/redirect-uri.js'
+import { isLoopbackHost, isRedirectUri } from './protocol/redirect-uri.js'
 import type { Resource } from './protocol/resource.js'
 import { ScopeCatalogue, isScopeToken, type ScopeDefinition } from './protocol/scope.js'
 import { createSealer, createSigner } from './protocol/sealed.js'
 import { deriveKey, parseKey } from './protocol/secret.js'
-import type { ConsentTicket, PageTicket } from './protocol/tickets.js'
+import type { ConsentTicket, Ticket } from './protocol/tickets.js'
 import { sqliteStore } from './store/sqlite.js'
 import type { TokenStore } from './store/store.js'
 
@@ -112,7 +112,7 @@ export type Settings = Awaited<ReturnType<typeof resolveOptions>>
 
 const YEAR = 365 * 24 * 60 * 60
 
-export const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
+const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
 
 const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 'store', 'resources', 'codeLifetime',
   'accessTokenLifetime', 'refreshTokenLifetime', 'refreshGrace', 'idleLifetime', 'registration', 'clients', 'connectedApps', 'rateLimit', 'views', 'rootAliases', 'fallbackToken', 'onEvent'])
@@ -123,9 +123,7 @@ const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 's
  * @throws FST_MCP_OAUTH_INVALID_OPTION naming the option, what was expected and what was given
  */
 export async function resolveOptions (options: McpOAuthOptions, log: FastifyBaseLogger) {
-  for (const name of Object.keys(options)) {
-    expect(KNOWN.has(name), name, `one of ${[...KNOWN].join(', ')}`, 'an option that does not exist')
-  }
+  expectNames(options, '', [...KNOWN])
   const { origin, pathname } = parseIssuer(options.issuer)
   const base = pathname === '/' ? '' : pathname
   const keys = parseKeys(options.keys)
@@ -159,8 +157,7 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     url: (path: string): string => origin + path,
     scopes,
     resources,
-    /** Milliseconds. */
-    codeLifetime: codeLifetime * 1000,
+    codeLifetime,
     ...parseLifetimes(options),
     grantTypes: options.refreshTokenLifetime == null ? ['authorization_code'] : ['authorization_code', 'refresh_token'],
     refreshKeys: keys.map((key): Uint8Array => deriveKey(key, 'refresh', 32)),
@@ -175,7 +172,7 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     findClient: createClientFinder([configuredClients(clients), registeredClients(clientIds)]),
     codes: await createSealer<AuthorizationCode>(keys, 'code'),
     consentTickets: await createSealer<ConsentTicket>(keys, 'consent'),
-    pageTickets: await createSealer<PageTicket>(keys, 'page'),
+    pageTickets: await createSealer<Ticket>(keys, 'page'),
     clientIds,
     emit: createEmit(onEvent, log)
   })
@@ -185,7 +182,7 @@ function parseIssuer (issuer: unknown): URL {
   const expected = 'an https origin, perhaps with a path and without a trailing slash, such as https://notes.example.com; http only for localhost, 127.0.0.1 and [::1]'
   expect(typeof issuer === 'string' && URL.canParse(issuer), 'issuer', expected, issuer)
   const url = new URL(issuer)
-  const isSafe = url.protocol === 'https:' || (url.protocol === 'http:' && ['localhost', '127.0.0.1', '[::1]'].includes(url.hostname))
+  const isSafe = url.protocol === 'https:' || (url.protocol === 'http:' && isLoopbackHost(url.hostname))
   // Clients compare the issuer byte for byte, so it must already be in the form in which URLs are built from it.
   const canonical = url.origin + (url.pathname === '/' ? '' : url.pathname)
   const hint = isSafe && issuer !== canonical ? `. Did you mean ${canonical.replace(/\/$/, '')}?` : ''
@@ -220,7 +217,7 @@ function parseScopes (scopes: unknown): ScopeCatalogue {
     expect(isScopeToken(name), `scopes.${name}`, 'a name of printable ASCII without spaces, quotes and backslashes', name)
     const definition = typeof value === 'string' ? { description: value } : value as ScopeDefinition
     expect(isObject(definition) && typeof definition.description === 'string' && definition.description !== '', `scopes.${name}`, 'a description, or { description, implies }', value)
-    expectNames(definition, `scopes.${name}`, ['description', 'implies'])
+    expectNames(definition, `scopes.${name}.`, ['description', 'implies'])
     expect(definition.implies === undefined || isStrings(definition.implies), `scopes.${name}.implies`, 'a list of scope names', definition.implies)
     for (const implied of definition.implies ?? []) {
       expect(Object.hasOwn(scopes, implied), `scopes.${name}.implies`, `names among ${Object.keys(scopes).join(', ')}`, implied)
@@ -235,7 +232,7 @@ function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string
   const parsed = resources.map((resource: ResourceOptions, index): Resource => {
     const at = `resources[${index}]`
     expect(isObject(resource), at, "an object such as { path: '/mcp' }", resource)
-    expectNames(resource, at, ['path', 'name', 'scopes', 'documentation'])
+    expectNames(resource, `${at}.`, ['path', 'name', 'scopes', 'documentation'])
     const { path, name, documentation } = resource
     expect(isPath(path) && (path === '/' || !path.endsWith('/')), `${at}.path`, "a path such as '/mcp', without a trailing slash, query or parameters", path)
     expect(name === undefined || (typeof name === 'string' && name !== ''), `${at}.name`, 'a name', name)
@@ -258,26 +255,19 @@ function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string
   return parsed as [Resource, ...Resource[]]
 }
 
-/** From seconds to milliseconds. */
 function parseLifetimes ({ accessTokenLifetime = null, refreshTokenLifetime = null, refreshGrace = 30, idleLifetime = null }: McpOAuthOptions) {
-  const milliseconds = (value: unknown, name: string, least: number): number | null => {
-    expect(value === null || (Number.isInteger(value) && value as number >= least && value as number <= 10 * YEAR), name, `whole seconds from ${least} to ${10 * YEAR}, or null`, value)
-    return value === null ? null : value as number * 1000
+  // Uses are noted once a minute: a shorter idle time would end grants that are in use.
+  for (const [name, value, least] of [['accessTokenLifetime', accessTokenLifetime, 60], ['refreshTokenLifetime', refreshTokenLifetime, 60], ['idleLifetime', idleLifetime, 600]] as const) {
+    expect(value === null || (Number.isInteger(value) && value >= least && value <= 10 * YEAR), name, `whole seconds from ${least} to ${10 * YEAR}, or null`, value)
   }
   expect(refreshTokenLifetime === null || accessTokenLifetime !== null, 'refreshTokenLifetime', 'accessTokenLifetime beside it, since a token that never expires is never refreshed', refreshTokenLifetime)
   expect(Number.isInteger(refreshGrace) && refreshGrace >= 0 && refreshGrace <= 300, 'refreshGrace', 'whole seconds from 0 to 300', refreshGrace)
-  return {
-    accessTokenLifetime: milliseconds(accessTokenLifetime, 'accessTokenLifetime', 60),
-    refreshTokenLifetime: milliseconds(refreshTokenLifetime, 'refreshTokenLifetime', 60),
-    refreshGrace: refreshGrace * 1000,
-    // Uses are noted once a minute: a shorter time would end grants that are in use.
-    idleLifetime: milliseconds(idleLifetime, 'idleLifetime', 600)
-  }
+  return { accessTokenLifetime, refreshTokenLifetime, refreshGrace, idleLifetime }
 }
 
 function parseRegistration (registration: unknown = {}): { enabled: boolean, redirectUris: readonly string[] } {
   expect(isObject(registration), 'registration', 'an object { enabled, redirectUris }', registration)
-  expectNames(registration, 'registration', ['enabled', 'redirectUris'])
+  expectNames(registration, 'registration.', ['enabled', 'redirectUris'])
   const { enabled = true, redirectUris = [] } = registration as NonNullable<McpOAuthOptions['registration']>
   expect(typeof enabled === 'boolean', 'registration.enabled', 'true or false', enabled)
   expectRedirectUris(redirectUris, 'registration.redirectUris')
@@ -290,7 +280,7 @@ function parseClients (clients: unknown = []): ConfiguredClients {
   clients.forEach((client, index) => {
     const at = `clients[${index}]`
     expect(isObject(client), at, 'an object { clientId, clientName, redirectUris }', client)
-    expectNames(client, at, ['clientId', 'clientName', 'redirectUris'])
+    expectNames(client, `${at}.`, ['clientId', 'clientName', 'redirectUris'])
     expect(typeof client.clientId === 'string' && client.clientId !== '' && client.clientId.length <= MAX_CLIENT_ID_LENGTH, `${at}.clientId`, `a string of at most ${MAX_CLIENT_ID_LENGTH} characters`, client.clientId)
     expect(clients.findIndex((other) => other.clientId === client.clientId) === index, `${at}.clientId`, 'an id of its own', client.clientId)
     expect(typeof client.clientName === 'string' && client.clientName !== '', `${at}.clientName`, 'a string', client.clientName)
@@ -303,7 +293,7 @@ function parseClients (clients: unknown = []): ConfiguredClients {
 function parseConnectedApps (connectedApps: unknown = {}): string | null {
   if (connectedApps === false) return null
   expect(isObject(connectedApps), 'connectedApps', "false or an object such as { path: '/my/connected_apps' }", connectedApps)
-  expectNames(connectedApps, 'connectedApps', ['path'])
+  expectNames(connectedApps, 'connectedApps.', ['path'])
   const { path = '/my/connected_apps' } = connectedApps
   expect(isPath(path), 'connectedApps.path', "a path such as '/my/connected_apps'", path)
   return path
@@ -336,7 +326,7 @@ function expectRedirectUris (uris: unknown, at: string): asserts uris is string[
 }
 
 function expectNames (value: object, at: string, names: readonly string[]): void {
-  for (const name of Object.keys(value)) expect(names.includes(name), `${at}.${name}`, `one of ${names.join(', ')}`, 'an option of that name')
+  for (const name of Object.keys(value)) expect(names.includes(name), at + name, `one of ${names.join(', ')}`, 'an option that does not exist')
 }
 
 function isPath (value: unknown): value is string {

@@ -26,6 +26,8 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
   if (prefix !== '') throw new PrefixError(prefix)
 
   const settings = await resolveOptions(options, app.log)
+  // Before it is opened, since a store that could only half be opened must be closed too.
+  app.addHook('onClose', async () => await settings.store.close())
   await settings.store.open()
   const tokens = createTokens(settings)
 
@@ -65,10 +67,7 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
     tokens.purge().catch((err) => app.log.error({ err }, 'oauth: purge failed'))
   }, PURGE_INTERVAL).unref()
 
-  app.addHook('onClose', async () => {
-    clearInterval(purge)
-    await settings.store.close()
-  })
+  app.addHook('onClose', async () => clearInterval(purge))
 }
 
 /** The plugin: `await app.register(mcpOAuth, { … })`. See McpOAuthOptions. */

@@ -1,16 +1,10 @@
 import type { FastifyInstance, InjectOptions } from 'fastify'
-import { createHash, randomBytes } from 'node:crypto'
+import { hash, randomBytes } from 'node:crypto'
 import './fastify.js'
+import type { CreateTokenOptions } from './grants/tokens.js'
 
-export interface MintTokenOptions {
-  userId: string
-  scopes: readonly string[]
-  tenantId?: string
-  /** Default: any resource of the app. */
-  resource?: string
-  /** Epoch milliseconds. Default: never. */
-  expiresAt?: number
-}
+/** Those of `tokens.create()`; the name is `test` by default. */
+export type MintTokenOptions = Omit<CreateTokenOptions, 'name'> & Partial<Pick<CreateTokenOptions, 'name'>>
 
 export interface ConnectClientOptions {
   /** What makes a request your signed-in user's: usually `{ cookie: '…' }`. */
@@ -51,8 +45,8 @@ export async function connectClient (app: FastifyInstance, { headers, scopes, cl
     if (response.statusCode !== expected) throw new Error(`connectClient: ${step} answered ${response.statusCode}, not ${expected}: ${String(response.headers.location ?? '')} ${response.body.slice(0, 500)}`)
     return response
   }
-  const form = (values: ReadonlyArray<readonly [string, string]>): Pick<InjectOptions, 'headers' | 'payload'> => ({
-    headers: { ...headers, 'content-type': 'application/x-www-form-urlencoded' }, payload: new URLSearchParams(values.map(([name, value]): [string, string] => [name, value])).toString()
+  const form = (values: Array<[string, string]>): Pick<InjectOptions, 'headers' | 'payload'> => ({
+    headers: { ...headers, 'content-type': 'application/x-www-form-urlencoded' }, payload: new URLSearchParams(values).toString()
   })
 
   // Discovery, as far as a test needs it: the issuer may have a path, and the endpoints follow it.
@@ -69,13 +63,13 @@ export async function connectClient (app: FastifyInstance, { headers, scopes, cl
     response_type: 'code',
     client_id: clientId,
     redirect_uri: redirectUri,
-    code_challenge: createHash('sha256').update(codeVerifier).digest('base64url'),
+    code_challenge: hash('sha256', codeVerifier, 'base64url'),
     code_challenge_method: 'S256',
     ...(scopes !== undefined && { scope: scopes.join(' ') }),
     ...(resource !== undefined && { resource })
   })
   const consent = await ask('the consent page', 200, { url: `${path('authorization_endpoint')}?${query}`, headers })
-  const fields = [...consent.body.matchAll(/name="(ticket|scope)" value="([^"]*)"/g)].map(([, name, value]) => [name!, value!] as const)
+  const fields = [...consent.body.matchAll(/name="(ticket|scope)" value="([^"]*)"/g)].map(([, name, value]): [string, string] => [name!, value!])
   const approved = await ask('consent', 303, { method: 'POST', url: path('authorization_endpoint'), ...form([...fields, ['decision', 'approve']]) })
 
   const code = new URL(String(approved.headers.location)).searchParams.get('code') ?? ''

@@ -633,7 +633,8 @@ t.test('every statement of postgresStore uses an index, with a million rows', as
   const recording = new Proxy(pool, {
     get (target, property) {
       if (property !== 'query') return Reflect.get(target, property, target)
-      return async (config: pg.QueryConfig) => {
+      return async (config: pg.QueryConfig | string) => {
+        if (typeof config === 'string') return await target.query(config)
         statements.set(config.name?.replace('mcp_oauth_', '') ?? config.text.trim().slice(0, 25), { text: config.text, values: config.values ?? [] })
         return await target.query(config)
       }

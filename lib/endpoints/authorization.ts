@@ -65,8 +65,8 @@ export async function authorizationEndpoint (app: FastifyInstance, settings: Set
     const user = await signedInUser(settings, request)
     const ticket = checkTicket(await settings.consentTickets.open(form.get('ticket') ?? '', now), user)
 
-    const { grantId, userId, tenantId, request: authorization } = ticket
-    const { clientId, clientName, redirectUri, codeChallenge, resource, state } = authorization
+    const { grantId, userId, tenantId, request: { state, ...authorization } } = ticket
+    const { clientId, redirectUri } = authorization
     const decision = form.get('decision')
     if (decision !== 'approve' && decision !== 'deny') {
       throw new OAuthError('invalid_request', 'The form has no decision.', { reason: 'decision_missing', about: { userId, clientId } })
@@ -79,17 +79,7 @@ export async function authorizationEndpoint (app: FastifyInstance, settings: Set
       throw new AuthorizationError('access_denied', 'The user did not allow access.', { redirectUri, state, reason })
     }
     const code = await settings.codes.seal({
-      grantId,
-      userId,
-      tenantId,
-      clientId,
-      clientName,
-      redirectUri,
-      codeChallenge,
-      scopes: granted,
-      resource,
-      issuedAt: now,
-      expiresAt: now + settings.codeLifetime
+      ...authorization, scopes: granted, grantId, userId, tenantId, issuedAt: now, expiresAt: now + settings.codeLifetime * 1000
     })
     emit(request, { type: 'consent.approved', userId, clientId, grantId, scopes: granted })
     return redirectToClient(reply, redirectUri, { code, state, iss: issuer })

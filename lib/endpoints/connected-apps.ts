@@ -1,17 +1,17 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { MAX_CLIENT_ID_LENGTH } from '../clients/client.js'
 import type { ListedGrant, Tokens } from '../grants/tokens.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import { pageErrorHandler, sendPage } from '../http/pages.js'
-import { acceptForms, formBody } from '../http/parameters-from-request.js'
+import { acceptForms, formBody, queryString } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
 import { sendToLogin, signedInUser } from '../http/session.js'
 import type { Settings, User } from '../options.js'
-import { printable } from '../protocol/client-metadata.js'
+import { MAX_NAME_CHARACTERS, printable } from '../protocol/client-metadata.js'
 import { OAuthError } from '../protocol/errors.js'
 import { isLoopbackHost } from '../protocol/redirect-uri.js'
+import { isIdentifier } from '../protocol/secret.js'
 import { PAGE_TICKET_LIFETIME, checkTicket } from '../protocol/tickets.js'
-
-const MAX_NAME_CHARACTERS = 100
 
 /** One entry of the page: all of a user's grants for one client. */
 interface ConnectedApp {
@@ -36,7 +36,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
   app.get('', limited(settings, 'authorize'), async (request, reply): Promise<FastifyReply> => {
     const user = await signedInUser(settings, request)
     if (user === null) {
-      if (wantsJson(request)) throw signedOut()
+      if (wantsJson(request)) throw new OAuthError('access_denied', 'Nobody is signed in.', { reason: 'signed_out', statusCode: 401 })
       return sendToLogin(settings, request, reply, path)
     }
     return await show(request, reply, user)
@@ -48,6 +48,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
     const { userId, tenantId } = checkTicket(await settings.pageTickets.open(form.get('ticket') ?? '', Date.now()), user)
     const client = form.get('client')
     const grant = form.get('grant')
+    if ([client, grant].some((id) => id !== null && !isIdentifier(id, MAX_CLIENT_ID_LENGTH))) throw unknownGrant()
 
     if (client !== null) {
       // A disconnect leaves a row behind, so it takes something to disconnect.
@@ -66,7 +67,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
     const name = printable(form.get('name') ?? '')
     const ticked = scopes.expand(form.getAll('scope'))
     if (name === '' || [...name].length > MAX_NAME_CHARACTERS || ticked.length === 0) {
-      throw new OAuthError('invalid_request', 'A token needs a name of at most 100 characters and at least one permission.', { reason: 'token_name_invalid' })
+      throw new OAuthError('invalid_request', `A token needs a name of at most ${MAX_NAME_CHARACTERS} characters and at least one permission.`, { reason: 'token_name_invalid' })
     }
     const created = await tokens.create({ userId, name, scopes: ticked, ...(tenantId !== null && { tenantId }) })
     return wantsJson(request)
@@ -94,7 +95,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
       apps,
       personalTokens,
       created,
-      done: new URLSearchParams(request.raw.url?.split('?')[1]).get('done'),
+      done: new URLSearchParams(queryString(request)).get('done'),
       scopes: scopes.choices(),
       describeScope: (name: string) => scopes.describe(name)
     }, "'self'")
@@ -126,10 +127,6 @@ function connectedApps (grants: readonly ListedGrant[]): ConnectedApp[] {
 function wantsJson (request: FastifyRequest): boolean {
   const accept = request.headers.accept ?? ''
   return accept.includes('application/json') && !accept.includes('text/html')
-}
-
-function signedOut (): OAuthError {
-  return new OAuthError('access_denied', 'Nobody is signed in.', { reason: 'signed_out', statusCode: 401 })
 }
 
 function unknownGrant (): OAuthError {

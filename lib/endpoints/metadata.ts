@@ -1,5 +1,5 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import type { Settings } from '../options.js'
@@ -32,7 +32,7 @@ export async function metadataEndpoints (app: FastifyInstance, settings: Setting
 }
 
 /** RFC 8414 §2, RFC 9207 §3. */
-export function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, registration }: Settings): object {
+function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, registration }: Settings): object {
   return {
     issuer,
     authorization_endpoint: url(paths.authorization),
@@ -51,7 +51,7 @@ export function authorizationServerMetadata ({ issuer, paths, url, scopes, grant
 }
 
 /** RFC 9728 §2. */
-export function resourceMetadata (resource: Resource, { issuer }: Settings): object {
+function resourceMetadata (resource: Resource, { issuer }: Settings): object {
   return {
     resource: resource.uri,
     authorization_servers: [issuer],
@@ -64,7 +64,7 @@ export function resourceMetadata (resource: Resource, { issuer }: Settings): obj
 
 function prepared (document: object) {
   const body = Buffer.from(JSON.stringify(document))
-  const etag = `"${createHash('sha256').update(body).digest('base64url').slice(0, 22)}"`
+  const etag = `"${hash('sha256', body, 'base64url').slice(0, 22)}"`
   return async function (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
     reply.header('cache-control', 'public, max-age=3600').header('etag', etag)
     if (request.headers['if-none-match'] === etag) return reply.code(304).send()

@@ -4,7 +4,7 @@ import { refreshGrant } from '../grants/refresh-token.js'
 import { authenticateClient } from '../http/client-authentication.js'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
-import { acceptForms, formParameters } from '../http/parameters-from-request.js'
+import { acceptForms, formBody, formParameters } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
 import type { Settings } from '../options.js'
 import { OAuthError } from '../protocol/errors.js'
@@ -29,6 +29,10 @@ export async function tokenEndpoint (app: FastifyInstance, settings: Settings): 
   })
 
   app.setErrorHandler(jsonErrorHandler((request, { reason, about }) => {
-    settings.emit(request, { type: 'code.rejected', reason, grantId: null, ...about })
+    // An attempt with a code or a refresh token is an event; what fails before, an unknown client say, is in the log.
+    if (about?.grantId === undefined && !/^(code|refresh)_/.test(reason)) return
+    const isRefresh = new URLSearchParams(formBody(request)).get('grant_type') === 'refresh_token'
+    const refused = { reason, grantId: null, ...about }
+    settings.emit(request, isRefresh ? { type: 'token.rejected', ...refused } : { type: 'code.rejected', ...refused })
   }))
 }

@@ -37,12 +37,12 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
   const { accessTokenLifetime, refreshTokenLifetime } = settings
   const accessToken = createToken('oat_')
   const refreshToken = refreshTokenLifetime === null ? undefined : createRefreshToken(settings.refreshKeys[0]!, grantId)
-  const expiresAt = accessTokenLifetime === null ? null : now + accessTokenLifetime
+  const expiresAt = accessTokenLifetime === null ? null : now + accessTokenLifetime * 1000
   const result = await settings.store.issue(newRow({
     id: grantId,
     tokenHash: hashToken(accessToken),
     refreshHash: refreshToken === undefined ? null : hashToken(refreshToken),
-    refreshExpiresAt: refreshTokenLifetime === null ? null : now + refreshTokenLifetime,
+    refreshExpiresAt: refreshTokenLifetime === null ? null : now + refreshTokenLifetime * 1000,
     userId,
     tenantId,
     clientId,
@@ -55,12 +55,10 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
   }), { codeIssuedAt: code.issuedAt })
 
   const about = { userId, clientId, grantId }
-  if (result === 'replayed') {
-    settings.emit(request, { type: 'token.revoked', ...about, grants: 1, reason: 'code_replayed' })
-    throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason: 'code_replayed', about })
-  }
-  if (result === 'disconnected') {
-    throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason: 'client_disconnected', about })
+  if (result === 'replayed') settings.emit(request, { type: 'token.revoked', ...about, grants: 1, reason: 'code_replayed' })
+  if (result !== 'issued') {
+    const reason = result === 'replayed' ? 'code_replayed' : 'client_disconnected'
+    throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason, about })
   }
   settings.emit(request, { type: 'token.issued', ...about, scopes })
   return tokenResponse({ accessToken, ...(refreshToken !== undefined && { refreshToken }) }, formatScope(scopes), expiresAt, now)

@@ -33,11 +33,11 @@ interface Life {
   refreshedAt?: number | null
 }
 
-/** Why a grant may not be used at `resource` now; undefined if it may. Times are milliseconds. */
+/** Why a grant may not be used at `resource` now; undefined if it may. `idleLifetime` is in seconds. */
 export function refusal (grant: Life, resource: string | undefined, now: number, idleLifetime: number | null): Reason | undefined {
   if (grant.revokedAt != null) return 'token_revoked'
   if (grant.expiresAt !== null && grant.expiresAt <= now) return 'token_expired'
-  if (idleLifetime !== null && grant.createdAt !== undefined && lastSign(grant) + idleLifetime <= now) return 'token_idle'
+  if (idleLifetime !== null && grant.createdAt !== undefined && lastSign(grant) + idleLifetime * 1000 <= now) return 'token_idle'
   if (grant.resource !== null && resource !== undefined && grant.resource !== resource) return 'token_for_another_resource'
   return undefined
 }

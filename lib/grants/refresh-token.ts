@@ -42,19 +42,19 @@ export async function refreshGrant (settings: Settings, request: FastifyRequest,
 
     if (equal(row.refreshHash, presentedHash)) {
       const pair = successorPair(refreshKeys[0]!, presented)
-      const expiresAt = accessTokenLifetime === null ? null : now + accessTokenLifetime
+      const expiresAt = accessTokenLifetime === null ? null : now + accessTokenLifetime * 1000
       const rotated = await store.rotate(grantId, presentedHash, {
         tokenHash: hashToken(pair.accessToken),
         refreshHash: hashToken(pair.refreshToken),
         expiresAt,
-        refreshExpiresAt: now + refreshTokenLifetime!,
+        refreshExpiresAt: now + refreshTokenLifetime! * 1000,
         refreshedAt: now
       })
       if (!rotated) continue
       settings.emit(request, { type: 'token.refreshed', ...about })
       return tokenResponse(pair, row.scopes, expiresAt, now)
     }
-    const repeated = equal(row.previousRefreshHash, presentedHash) && now - row.refreshedAt! <= refreshGrace
+    const repeated = equal(row.previousRefreshHash, presentedHash) && now - row.refreshedAt! <= refreshGrace * 1000
       ? currentPair(settings, row, presented)
       : undefined
     if (repeated !== undefined) return tokenResponse(repeated, row.scopes, row.expiresAt, now)

@@ -61,11 +61,12 @@ export function createTokens ({ store, scopes, resources, idleLifetime, emit }: 
       const { userId, tenantId, name, scopes: asked, resource, expiresAt, ...others } = options
       if (Object.keys(others).length > 0) throw new TokenOptionError(`unknown option ${Object.keys(others).join(', ')}`)
       if (!Array.isArray(asked) || asked.length === 0) throw new TokenOptionError('scopes must be a list with at least one entry')
-      const now = Date.now()
-      if (!isIdentifier(userId)) throw new TokenOptionError('userId must be a string that is not empty and holds no NUL')
-      if (typeof name !== 'string' || name === '') throw new TokenOptionError('name must be a string')
+      for (const [key, value] of Object.entries({ userId, name, ...(tenantId != null && { tenantId }) })) {
+        if (!isIdentifier(value)) throw new TokenOptionError(`${key} must be a string that is not empty and holds no NUL`)
+      }
       const unknown = asked.filter((scope) => !scopes.names.includes(scope))
       if (unknown.length > 0) throw new TokenOptionError(`unknown scope ${unknown.join(', ')}`)
+      const now = Date.now()
       const bound = resource === undefined ? undefined : findResource(resource, resources)
       if (resource !== undefined && bound === undefined) throw new TokenOptionError(`unknown resource ${resource}, expected one of ${resources.map(({ uri }) => uri).join(', ')}`)
       if (expiresAt !== undefined && !(Number.isInteger(expiresAt) && expiresAt > now && expiresAt <= LAST_DATE)) throw new TokenOptionError('expiresAt must be epoch milliseconds in the future; leave it out for never')

@@ -6,6 +6,7 @@ import type { FastifyContextConfig, FastifyInstance, FastifyReply, RouteOptions 
 const METHODS = 'GET, POST, DELETE'
 const ALLOWED = 'Authorization, Content-Type, Accept, MCP-Protocol-Version, Mcp-Session-Id, Last-Event-ID, Mcp-Method, Mcp-Name'
 const EXPOSED = 'WWW-Authenticate, Mcp-Session-Id'
+/** Seconds. */
 const MAX_AGE = 3600
 
 /** For this scope's routes, with preflights at the given paths below its prefix. */

@@ -1,9 +1,17 @@
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
-import { OAuthError } from '../protocol/errors.js'
+import { OAuthError, type ErrorCode, type Reason } from '../protocol/errors.js'
 import { StoreUnavailableError } from '../store/store.js'
 
 /** Seconds after which a client may try again when the store is out of reach. */
 export const RETRY_AFTER = 5
+
+/** What Fastify and the rate limiter refuse before an endpoint sees it. */
+const REFUSED_BY_FASTIFY = new Map<number, [ErrorCode, string, Reason]>([
+  [400, ['invalid_request', 'The request cannot be accepted.', 'body_malformed']],
+  [413, ['invalid_request', 'The request is too large.', 'body_too_large']],
+  [415, ['invalid_request', 'The content type is not supported here.', 'content_type_unsupported']],
+  [429, ['temporarily_unavailable', 'Too many requests.', 'rate_limited']]
+])
 
 /** Whatever was thrown, in the words of the RFCs. Unexpected errors are 500, never a 400. */
 export function toOAuthError (error: unknown): OAuthError {
@@ -12,18 +20,9 @@ export function toOAuthError (error: unknown): OAuthError {
     return new OAuthError('temporarily_unavailable', 'The server cannot answer right now.', { reason: 'store_unavailable', cause: error })
   }
   const { statusCode = 500 } = (error ?? {}) as FastifyError
-  if (statusCode === 413) {
-    return new OAuthError('invalid_request', 'The request is too large.', { reason: 'body_too_large', statusCode, cause: error })
-  }
-  if (statusCode === 415) {
-    return new OAuthError('invalid_request', 'The content type is not supported here.', { reason: 'content_type_unsupported', statusCode, cause: error })
-  }
-  if (statusCode === 429) {
-    return new OAuthError('temporarily_unavailable', 'Too many requests.', { reason: 'rate_limited', statusCode, cause: error })
-  }
   if (statusCode >= 400 && statusCode < 500) {
-    const reason = statusCode === 400 ? 'body_malformed' : 'refused_by_app'
-    return new OAuthError('invalid_request', 'The request cannot be accepted.', { reason, statusCode, cause: error })
+    const [code, description, reason] = REFUSED_BY_FASTIFY.get(statusCode) ?? ['invalid_request', 'The request cannot be accepted.', 'refused_by_app']
+    return new OAuthError(code, description, { reason, statusCode, cause: error })
   }
   return new OAuthError('server_error', 'Something went wrong.', { reason: 'unexpected', cause: error })
 }

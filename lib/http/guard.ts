@@ -32,7 +32,6 @@ export interface AuthInfo {
 }
 
 const ProtectError = createError('FST_MCP_OAUTH_INVALID_PROTECT', 'protect(): %s', 500, TypeError)
-
 const RequireError = createError('FST_MCP_OAUTH_INVALID_REQUIRE', 'require(): unknown scope %s, expected %s', 500, TypeError)
 const FallbackError = createError('FST_MCP_OAUTH_INVALID_FALLBACK', 'fallbackToken must answer null or { userId: string, scopes: string[], expiresAt?: number }', 500, TypeError)
 
@@ -43,62 +42,20 @@ export function isGuard (hook: unknown): boolean {
   return typeof hook === 'function' && GUARDS.has(hook)
 }
 
-/** At most this often is the use of a token noted. */
+/** Milliseconds: at most this often is the use of a token noted. */
 const TOUCH_INTERVAL = 60_000
 
 /** The grant on whose behalf a request is made: `request.oauth`. */
-export class RequestGrant implements Grant {
-  readonly grantId: string
-  readonly userId: string | null
-  readonly tenantId: string | null
-  readonly clientId: string | null
-  readonly clientName: string | null
-  readonly scopes: readonly string[]
-  readonly resource: string | null
-  readonly expiresAt: number | null
-  readonly #token: string
-  readonly #reply: FastifyReply
-  readonly #refuseScope: RefuseScope
-
-  /** @internal */
-  constructor (grant: Grant, token: string, reply: FastifyReply, refuseScope: RefuseScope) {
-    this.grantId = grant.grantId
-    this.userId = grant.userId
-    this.tenantId = grant.tenantId
-    this.clientId = grant.clientId
-    this.clientName = grant.clientName
-    this.scopes = grant.scopes
-    this.resource = grant.resource
-    this.expiresAt = grant.expiresAt
-    this.#token = token
-    this.#reply = reply
-    this.#refuseScope = refuseScope
-  }
-
+export interface RequestGrant extends Grant {
   /**
    * For scopes that only the body tells, such as those of an MCP tool. Call it before anything is sent.
    *
    * @throws OAuthError `insufficient_scope`, 403, with the challenge already on the reply. RFC 6750 §3.1
    */
-  require (...scopes: string[]): void {
-    if (!hasScopes(this, scopes)) throw this.#refuseScope(this.#reply, this, scopes)
-  }
-
+  require: (...scopes: string[]) => void
   /** For the MCP TypeScript SDK. It holds the token: hand it on, do not log it. */
-  authInfo (): AuthInfo {
-    const { grantId, userId, tenantId, clientId, clientName, scopes, resource, expiresAt } = this
-    return {
-      token: this.#token,
-      clientId: clientId ?? grantId,
-      scopes: [...scopes],
-      ...(expiresAt !== null && { expiresAt: Math.floor(expiresAt / 1000) }),
-      ...(resource !== null && { resource: new URL(resource) }),
-      extra: { userId, tenantId, grantId, clientName }
-    }
-  }
+  authInfo: () => AuthInfo
 }
-
-type RefuseScope = (reply: FastifyReply, grant: Grant, needed: readonly string[]) => OAuthError
 
 /**
  * `app.oauth.protect()`. Reads the Authorization header only: tokens in a query or a form end up in logs and histories.
@@ -118,27 +75,26 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
     if (unknown.length > 0) throw new ProtectError(`unknown scope ${unknown.join(', ')}, expected ${settings.scopes.names.join(', ')}`)
 
     const scope = formatScope(needed)
-    const resourceMetadata = resource.metadataUrl
-    const missing = formatChallenge({ resource_metadata: resourceMetadata, scope })
-    const invalid = formatChallenge({ error: 'invalid_token', error_description: 'The access token is invalid.', resource_metadata: resourceMetadata, scope })
+    const challenge = { resource_metadata: resource.metadataUrl, scope }
+    const missing = formatChallenge(challenge)
+    const invalid = formatChallenge({ error: 'invalid_token', error_description: 'The access token is invalid.', ...challenge })
 
-    const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, grant?: { id?: string, userId: string | null, clientId: string | null }): FastifyReply => {
-      request.oauth = null
-      emit(request, { type: 'token.rejected', reason, userId: grant?.userId ?? null, clientId: grant?.clientId ?? null, grantId: grant?.id ?? null })
+    const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, { userId, clientId, grantId }: Partial<Grant> = {}): FastifyReply => {
+      emit(request, { type: 'token.rejected', reason, userId: userId ?? null, clientId: clientId ?? null, grantId: grantId ?? null })
       reply.header('www-authenticate', reason === 'token_missing' ? missing : invalid)
       return sendJsonError(reply, new OAuthError('invalid_token', 'A valid access token is needed.', { reason }))
     }
 
-    const refuseScope: RefuseScope = (reply, grant, scopes) => {
+    const refuseScope = (reply: FastifyReply, grant: Grant, scopes: readonly string[]): OAuthError => {
       const unknown = scopes.filter((scope) => !settings.scopes.names.includes(scope))
       if (unknown.length > 0) throw new RequireError(unknown.join(', '), settings.scopes.names.join(', '))
       const { userId, clientId, grantId } = grant
       emit(reply.request, { type: 'token.rejected', reason: 'token_scope_insufficient', userId, clientId, grantId })
       // What the token has is asked for again, or the client would trade one scope for the other, back and forth.
-      const all = new Set([...grant.scopes, ...needed, ...scopes])
+      const all = [...new Set([...grant.scopes, ...needed, ...scopes])]
       const error = new OAuthError('insufficient_scope', 'The access token lacks a scope.', { reason: 'token_scope_insufficient', about: { userId, clientId, grantId } })
       reply.header('www-authenticate', formatChallenge({
-        error: 'insufficient_scope', error_description: error.description, resource_metadata: resourceMetadata, scope: formatScope([...all])
+        error: 'insufficient_scope', error_description: error.description, ...challenge, scope: formatScope(all)
       }))
       return error
     }
@@ -147,22 +103,26 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
       // Preflights carry no token. They are answered here, so that no OPTIONS request reaches a handler without a grant.
       if (request.method === 'OPTIONS') return sendPreflight(reply)
       allowAnyOriginOnReply(reply)
+      // Of several guards each has to accept the token for itself.
+      request.oauth = null
 
       const token = bearerToken(request.headers.authorization)
       if (token === '') return refuseToken(request, reply, 'token_missing')
       try {
         const now = Date.now()
         const row = isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
-        const foreign = row === null ? fallbackGrant(settings, await fallbackToken?.(token, request)) : null
-        const grant = row === null ? foreign : grantOf(row)
+        const grant = row === null ? fallbackGrant(settings, await fallbackToken?.(token, request)) : grantOf(row)
         if (grant === null) return refuseToken(request, reply, 'token_unknown')
         const reason = refusal(row ?? grant, resource.uri, now, settings.idleLifetime)
-        if (reason !== undefined) return refuseToken(request, reply, reason, { id: grant.grantId, userId: grant.userId, clientId: grant.clientId })
+        if (reason !== undefined) return refuseToken(request, reply, reason, grant)
+        if (!hasScopes(grant, needed)) return sendJsonError(reply, refuseScope(reply, grant, needed))
 
-        request.oauth = new RequestGrant(grant, token, reply, refuseScope)
-        if (!hasScopes(grant, needed)) {
-          request.oauth = null
-          return sendJsonError(reply, refuseScope(reply, grant, needed))
+        request.oauth = {
+          ...grant,
+          require (...scopes) {
+            if (!hasScopes(grant, scopes)) throw refuseScope(reply, grant, scopes)
+          },
+          authInfo: () => authInfo(grant, token)
         }
         if (row !== null && now - (row.lastUsedAt ?? 0) >= TOUCH_INTERVAL) store.touch(row.id, now)
       } catch (thrown) {
@@ -181,6 +141,17 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
 function bearerToken (authorization: string | undefined): string {
   if (authorization === undefined || authorization.length < 7) return ''
   return authorization.slice(0, 7).toLowerCase() === 'bearer ' ? authorization.slice(7).trim() : ''
+}
+
+function authInfo ({ grantId, userId, tenantId, clientId, clientName, scopes, resource, expiresAt }: Grant, token: string): AuthInfo {
+  return {
+    token,
+    clientId: clientId ?? grantId,
+    scopes: [...scopes],
+    ...(expiresAt !== null && { expiresAt: Math.floor(expiresAt / 1000) }),
+    ...(resource !== null && { resource: new URL(resource) }),
+    extra: { userId, tenantId, grantId, clientName }
+  }
 }
 
 function hasScopes (grant: Grant, needed: readonly string[]): boolean {

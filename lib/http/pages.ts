@@ -12,7 +12,7 @@ import { RETRY_AFTER, logRefusal, toOAuthError } from './errors.js'
 
 const BUILT_IN = fileURLToPath(new URL('../../views/', import.meta.url))
 
-export type Page = 'consent' | 'connected-apps' | 'error'
+type Page = 'consent' | 'connected-apps' | 'error'
 
 /** The view engine and the stylesheet, under names of their own: the host may use @fastify/view too. */
 export async function addPages (app: FastifyInstance, settings: Settings): Promise<void> {
@@ -50,7 +50,7 @@ export async function sendPage (reply: FastifyReply, statusCode: number, page: P
   const policy = ["default-src 'none'", "style-src 'self'", 'img-src data:', "base-uri 'none'", "frame-ancestors 'none'"]
   if (formAction !== undefined) policy.push(`form-action ${formAction}`)
   const html = await reply.oauthViewAsync(`${page}.eta`, { ...reply.oauthPage, ...data })
-  return protect(reply)
+  return keepPrivate(reply)
     .code(statusCode)
     .header('content-security-policy', policy.join('; '))
     .header('x-frame-options', 'DENY')
@@ -62,7 +62,7 @@ export async function sendPage (reply: FastifyReply, statusCode: number, page: P
 
 /** 303: the browser follows with GET, whatever it came with, and repeats no form. RFC 9700 §4.12. */
 export function redirectToClient (reply: FastifyReply, redirectUri: string, parameters: Record<string, string | undefined>): FastifyReply {
-  return protect(reply).redirect(authorizationResponse(redirectUri, parameters), 303)
+  return keepPrivate(reply).redirect(authorizationResponse(redirectUri, parameters), 303)
 }
 
 /** Errors of pages: back to the client where their type says that they may travel, otherwise a page. */
@@ -79,7 +79,7 @@ export function pageErrorHandler (settings: Settings) {
   }
 }
 
-function protect (reply: FastifyReply): FastifyReply {
+function keepPrivate (reply: FastifyReply): FastifyReply {
   return reply.header('cache-control', 'no-store').header('referrer-policy', 'no-referrer')
 }
 

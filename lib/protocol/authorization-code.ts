@@ -1,19 +1,15 @@
+import type { AuthorizationRequest } from './authorization-request.js'
 import { OAuthError } from './errors.js'
 import type { Parameters } from './parameters.js'
 import { codeVerifierMatches, isCodeVerifier } from './pkce.js'
 import type { Expiring } from './sealed.js'
 
-/** What a sealed authorization code carries: the whole pending grant. Times in epoch milliseconds. */
-export interface AuthorizationCode extends Expiring {
+/** What a sealed authorization code carries: the whole pending grant, with the scopes that the user ticked. */
+export interface AuthorizationCode extends Omit<AuthorizationRequest, 'state'>, Expiring {
   grantId: string
   userId: string
   tenantId: string | null
-  clientId: string
-  clientName: string
-  redirectUri: string
-  codeChallenge: string
-  scopes: string[]
-  resource: string
+  /** Epoch milliseconds. */
   issuedAt: number
 }
 

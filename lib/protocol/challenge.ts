@@ -1,6 +1,6 @@
 /** The auth-params of a Bearer challenge, in the order in which they are sent. RFC 6750 §3, RFC 9728 §5.1. */
 export interface Challenge {
-  error?: 'invalid_token' | 'insufficient_scope' | 'invalid_request'
+  error?: 'invalid_token' | 'insufficient_scope'
   error_description?: string
   scope?: string
   resource_metadata: string
@@ -12,7 +12,7 @@ export interface Challenge {
  */
 export function formatChallenge (challenge: Challenge): string {
   const parameters = Object.entries(challenge)
-    .filter(([, value]) => value !== undefined && value !== '')
-    .map(([name, value]) => `${name}="${String(value).replace(/[^ -~]/g, '').replace(/["\\]/g, '\\$&')}"`)
+    .filter(([, value]) => value !== '')
+    .map(([name, value]) => `${name}="${value.replace(/[^ -~]/g, '').replace(/["\\]/g, '\\$&')}"`)
   return `Bearer ${parameters.join(', ')}`
 }

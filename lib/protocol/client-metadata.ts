@@ -2,7 +2,7 @@ import { OAuthError } from './errors.js'
 import { isLoopbackRedirectUri, withoutLoopbackPort } from './redirect-uri.js'
 
 const MAX_REDIRECT_URIS = 10
-const MAX_NAME_CHARACTERS = 100
+export const MAX_NAME_CHARACTERS = 100
 
 export const UNNAMED_CLIENT = 'Unnamed app'
 

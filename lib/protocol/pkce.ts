@@ -1,4 +1,4 @@
-import { createHash, timingSafeEqual } from 'node:crypto'
+import { hash, timingSafeEqual } from 'node:crypto'
 
 const CHALLENGE = /^[A-Za-z0-9_-]{43}$/
 const VERIFIER = /^[A-Za-z0-9._~-]{43,128}$/
@@ -16,6 +16,6 @@ export function isCodeVerifier (value: string): boolean {
 /** RFC 7636 §4.6, S256 only. */
 export function codeVerifierMatches (codeVerifier: string, codeChallenge: string): boolean {
   const expected = Buffer.from(codeChallenge)
-  const presented = Buffer.from(createHash('sha256').update(codeVerifier).digest('base64url'))
+  const presented = Buffer.from(hash('sha256', codeVerifier, 'base64url'))
   return presented.length === expected.length && timingSafeEqual(presented, expected)
 }

@@ -29,7 +29,7 @@ export async function createSealer<T extends Expiring> (keys: readonly Uint8Arra
   const keyring = await createKeyring(keys, purpose, { name: 'AES-GCM' }, ['encrypt', 'decrypt'])
   return {
     async seal (payload) {
-      const value = await new CompactEncrypt(encode(payload))
+      const value = await new CompactEncrypt(Buffer.from(JSON.stringify(payload)))
         .setProtectedHeader({ alg: 'dir', enc: 'A256GCM', ...keyring.header })
         .encrypt(keyring.first)
       if (value.length > MAX_LENGTH) {
@@ -46,7 +46,7 @@ export async function createSealer<T extends Expiring> (keys: readonly Uint8Arra
           contentEncryptionAlgorithms: ['A256GCM'],
           maxDecompressedLength: 0
         })
-        const payload = decode(plaintext) as T
+        const payload: T = JSON.parse(Buffer.from(plaintext).toString())
         return payload.expiresAt > now ? payload : 'expired'
       } catch {
         return 'unreadable'
@@ -68,13 +68,14 @@ export async function createSigner<T> (keys: readonly Uint8Array[], purpose: str
   const keyring = await createKeyring(keys, purpose, { name: 'HMAC', hash: 'SHA-256' }, ['sign', 'verify'])
   return {
     async sign (payload) {
-      return await new CompactSign(encode(payload)).setProtectedHeader({ alg: 'HS256', ...keyring.header }).sign(keyring.first)
+      return await new CompactSign(Buffer.from(JSON.stringify(payload))).setProtectedHeader({ alg: 'HS256', ...keyring.header }).sign(keyring.first)
     },
 
     async verify (value) {
       if (!isCanonical(value, 3)) return undefined
       try {
-        return decode((await compactVerify(value, keyring.find, { algorithms: ['HS256'] })).payload) as T
+        const { payload } = await compactVerify(value, keyring.find, { algorithms: ['HS256'] })
+        return JSON.parse(Buffer.from(payload).toString())
       } catch {
         return undefined
       }
@@ -106,12 +107,4 @@ function isCanonical (value: string, segments: number): boolean {
   if (value.length > MAX_LENGTH) return false
   const parts = value.split('.')
   return parts.length === segments && parts.every((part) => Buffer.from(part, 'base64url').toString('base64url') === part)
-}
-
-function encode (payload: unknown): Uint8Array {
-  return new TextEncoder().encode(JSON.stringify(payload))
-}
-
-function decode (bytes: Uint8Array): unknown {
-  return JSON.parse(new TextDecoder().decode(bytes))
 }

@@ -1,4 +1,4 @@
-import { createHash, hkdfSync, randomBytes } from 'node:crypto'
+import { hash, hkdfSync, randomBytes } from 'node:crypto'
 
 /** `oat_`: from an OAuth grant. `pat_`: a personal access token. */
 export type TokenPrefix = 'oat_' | 'pat_'
@@ -22,7 +22,7 @@ export function isIdentifier (value: unknown, maxLength = 512): value is string 
 
 /** SHA-256, 32 bytes. A token has 256 random bits, so it needs neither salt nor stretching. */
 export function hashToken (token: string): Buffer {
-  return createHash('sha256').update(token).digest()
+  return hash('sha256', token, 'buffer')
 }
 
 /** 128 random bits in base64url: the id of a grant, of its row and of its code. */

@@ -8,16 +8,15 @@ export interface Ticket extends Expiring {
   tenantId: string | null
 }
 
-/** In the consent form: the validated request, and the id that its grant will have. Lives 10 minutes. */
+/** In the consent form: the validated request, and the id that its grant will have. */
 export interface ConsentTicket extends Ticket {
   grantId: string
   request: AuthorizationRequest
 }
 
-/** In the forms of the connected-apps page. Lives an hour. */
-export type PageTicket = Ticket
-
+/** Milliseconds. */
 export const CONSENT_TICKET_LIFETIME = 10 * 60 * 1000
+/** Milliseconds. In the forms of the connected-apps page, whose tickets carry nothing else. */
 export const PAGE_TICKET_LIFETIME = 60 * 60 * 1000
 
 /**

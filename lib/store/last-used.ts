@@ -1,3 +1,4 @@
+/** Milliseconds. */
 const DELAY = 1000
 
 /**

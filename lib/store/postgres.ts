@@ -79,22 +79,13 @@ class PostgresStore implements TokenStore {
       UNION ALL SELECT indexname::text FROM pg_indexes WHERE schemaname = current_schema() AND tablename = 'access_tokens'
     `, [])
     if (missingParts(new Set(rows.map(({ name }) => name))).length === 0) return
-    await this.#use(async () => {
-      const client = await this.#pool!.connect()
-      client.on('error', ignore)
-      try {
-        // One simple query is one transaction, and its lock ends with it: poolers keep that together.
-        await client.query(`
-          SELECT pg_advisory_xact_lock(${MIGRATION_LOCK});
-          CREATE TABLE IF NOT EXISTS access_tokens (${TABLE.join(', ')});
-          ${TABLE.map((column) => `ALTER TABLE access_tokens ADD COLUMN IF NOT EXISTS ${column};`).join('\n')}
-          ${INDEXES}
-        `)
-      } finally {
-        client.off('error', ignore)
-        client.release()
-      }
-    }, MIGRATION_TIMEOUT)
+    // One simple query is one transaction, and its lock ends with it: poolers keep that together.
+    await this.#use(async () => await this.#pool!.query(`
+      SELECT pg_advisory_xact_lock(${MIGRATION_LOCK});
+      CREATE TABLE IF NOT EXISTS access_tokens (${TABLE.join(', ')});
+      ${TABLE.map((column) => `ALTER TABLE access_tokens ADD COLUMN IF NOT EXISTS ${column};`).join('\n')}
+      ${INDEXES}
+    `), MIGRATION_TIMEOUT)
   }
 
   /**
@@ -103,7 +94,7 @@ class PostgresStore implements TokenStore {
    */
   async issue (row: TokenRow, code?: { codeIssuedAt: number }): Promise<IssueResult> {
     if (!await this.#insert(row)) {
-      await this.#revokeOne(row.id, 'code_replayed', row.createdAt)
+      await this.revoke({ grantId: row.id }, 'code_replayed', row.createdAt)
       return 'replayed'
     }
     if (code === undefined) return 'issued'
@@ -170,17 +161,11 @@ class PostgresStore implements TokenStore {
 
   async revoke (selector: Selector, reason: RevokedReason, now: number): Promise<number> {
     if (reason === 'disconnected') await this.#insert(disconnectMark(selector, now))
-    if ('grantId' in selector) return await this.#revokeOne(selector.grantId, reason, now)
     const columns = selected(selector)
     const { rowCount } = await this.#query(`revoke_${columns.map(([column]) => column).join('_')}`, `
       UPDATE access_tokens SET revoked_at = $1, revoked_reason = $2
       WHERE ${columns.map(([column], index) => `${column} = $${index + 3}`).join(' AND ')} AND revoked_at IS NULL
     `, [now, reason, ...columns.map(([, value]) => value)])
-    return rowCount ?? 0
-  }
-
-  async #revokeOne (grantId: string, reason: RevokedReason, now: number): Promise<number> {
-    const { rowCount } = await this.#query('revoke', 'UPDATE access_tokens SET revoked_at = $1, revoked_reason = $2 WHERE id = $3 AND revoked_at IS NULL', [now, reason, grantId])
     return rowCount ?? 0
   }
 

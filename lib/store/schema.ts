@@ -64,11 +64,12 @@ export function newRow (fields: Pick<TokenRow, 'id' | 'tokenHash' | 'scopes' | '
  * whether or not they had a grant yet. For a grant by its id, the row that its code would have become.
  */
 export function disconnectMark (selector: Selector, now: number): TokenRow {
+  const { grantId, userId, clientId }: AnySelector = selector
   return newRow({
-    id: 'grantId' in selector ? selector.grantId : createGrantId(),
+    id: grantId ?? createGrantId(),
     tokenHash: randomBytes(32),
-    userId: 'userId' in selector ? selector.userId : null,
-    clientId: 'clientId' in selector ? selector.clientId ?? null : null,
+    userId: userId ?? null,
+    clientId: clientId ?? null,
     scopes: '',
     createdAt: now,
     revokedAt: now,
@@ -85,8 +86,11 @@ export const findMark = (parameter: '$' | '?'): string => `
   ) LIMIT 1
 `
 
-/** The columns and values that a selector of more than one grant compares. */
-export function selected (selector: Exclude<Selector, { grantId: string }>): Array<[column: string, value: string]> {
-  return Object.entries({ user_id: 'userId' in selector ? selector.userId : undefined, client_id: selector.clientId })
+/** The columns and values that a selector compares. */
+export function selected (selector: Selector): Array<[column: string, value: string]> {
+  const { grantId, userId, clientId }: AnySelector = selector
+  return Object.entries({ id: grantId, user_id: userId, client_id: clientId })
     .filter((entry): entry is [string, string] => entry[1] !== undefined)
 }
+
+type AnySelector = { grantId?: string, userId?: string, clientId?: string }

@@ -37,9 +37,9 @@ interface PendingIssue {
 
 class SqliteStore implements TokenStore {
   readonly #path: string
+  readonly #lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
   readonly #statements = new Map<string, StatementSyncInstance>()
   #database: DatabaseSyncInstance | undefined
-  #lastUsed: LastUsed | undefined
   #pending: PendingIssue[] = []
 
   constructor (path: string) {
@@ -67,7 +67,6 @@ class SqliteStore implements TokenStore {
         if (Date.now() > until || ((error as Error).cause as { errcode?: number } | undefined)?.errcode !== SQLITE_BUSY) throw error
       }
     }
-    this.#lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
   }
 
   /** Writes only where something is missing, so that a read-only file still serves the guard. */
@@ -106,7 +105,7 @@ class SqliteStore implements TokenStore {
 
   #issueOne ({ row, codeIssuedAt }: PendingIssue): IssueResult {
     if (this.find(row.id) !== null) {
-      this.#revokeOne(row.id, 'code_replayed', row.createdAt)
+      this.#revoke({ grantId: row.id }, 'code_replayed', row.createdAt)
       return 'replayed'
     }
     if (codeIssuedAt !== undefined && this.#prepare(findMark('?')).get(row.userId, row.clientId, codeIssuedAt) !== undefined) return 'disconnected'
@@ -145,21 +144,19 @@ class SqliteStore implements TokenStore {
   revoke (selector: Selector, reason: RevokedReason, now: number): number {
     return this.#use(() => this.#transaction(() => {
       if (reason === 'disconnected') this.#insert(disconnectMark(selector, now))
-      if ('grantId' in selector) return this.#revokeOne(selector.grantId, reason, now)
-      const columns = selected(selector)
-      return Number(this.#prepare(`
-        UPDATE access_tokens SET revoked_at = ?, revoked_reason = ? WHERE ${columns.map(([column]) => `${column} = ?`).join(' AND ')} AND revoked_at IS NULL
-      `).run(now, reason, ...columns.map(([, value]) => value)).changes)
+      return this.#revoke(selector, reason, now)
     }))
   }
 
-  #revokeOne (grantId: string, reason: RevokedReason, now: number): number {
-    return Number(this.#prepare('UPDATE access_tokens SET revoked_at = ?, revoked_reason = ? WHERE id = ? AND revoked_at IS NULL')
-      .run(now, reason, grantId).changes)
+  #revoke (selector: Selector, reason: RevokedReason, now: number): number {
+    const columns = selected(selector)
+    return Number(this.#prepare(`
+      UPDATE access_tokens SET revoked_at = ?, revoked_reason = ? WHERE ${columns.map(([column]) => `${column} = ?`).join(' AND ')} AND revoked_at IS NULL
+    `).run(now, reason, ...columns.map(([, value]) => value)).changes)
   }
 
   touch (grantId: string, now: number): void {
-    this.#lastUsed?.touch(grantId, now)
+    this.#lastUsed.touch(grantId, now)
   }
 
   #writeLastUsed (uses: ReadonlyMap<string, number>): void {
@@ -189,7 +186,7 @@ class SqliteStore implements TokenStore {
   }
 
   async close (): Promise<void> {
-    await this.#lastUsed?.flush()
+    await this.#lastUsed.flush()
     this.#statements.clear()
     try {
       // The driver for Node 20 lets go of the file only when its statements are collected: leave nothing in the journal.
