@@ -1,12 +1,9 @@
-import { Client as ClientV2, StreamableHTTPClientTransport as TransportV2, InsufficientScopeError, UnauthorizedError as UnauthorizedErrorV2, type OAuthClientProvider as ProviderV2, type OAuthDiscoveryState, type StoredOAuthClientInformation, type StoredOAuthTokens } from '@modelcontextprotocol/client'
-import { UnauthorizedError as UnauthorizedErrorV1, type OAuthClientProvider as ProviderV1 } from '@modelcontextprotocol/sdk/client/auth.js'
-import { Client as ClientV1 } from '@modelcontextprotocol/sdk/client/index.js'
-import { StreamableHTTPClientTransport as TransportV1, StreamableHTTPError } from '@modelcontextprotocol/sdk/client/streamableHttp.js'
-import type { OAuthClientInformationMixed, OAuthTokens } from '@modelcontextprotocol/sdk/shared/auth.js'
+import { Client as ClientV2, InsufficientScopeError, StreamableHTTPClientTransport as TransportV2 } from '@modelcontextprotocol/client'
 import * as oauth from 'oauth4webapi'
 import { createHash, randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { Browser, callMcp, callTool, mcpResult, startExample, type Decision } from './example.js'
+import { SDKS } from './sdk.js'
 
 // Real clients against the real example, over HTTP. Rate limits are off: what a minute of tests does, no user does.
 const UNLIMITED = { env: { RATE_LIMIT: 'off' } }
@@ -107,122 +104,7 @@ t.test('oauth4webapi finds its way from the URL of the MCP server to a guarded c
   })
 })
 
-/** What a client keeps between two starts. Serves both SDKs, whose interfaces differ in types only. */
-class Memory<Information, Tokens, Discovery> {
-  readonly redirectUrl = 'http://localhost:8090/callback'
-  readonly clientMetadata: { client_name: string, redirect_uris: string[], grant_types: string[], response_types: string[], token_endpoint_auth_method: string }
-  #information: Information | undefined
-  #tokens: Tokens | undefined
-  #codeVerifier = ''
-  #discovery: Discovery | undefined
-  #state = ''
-  /** Where the user was last sent. */
-  authorizationUrl: URL | undefined
-  registrations = 0
-
-  constructor (name: string) {
-    this.clientMetadata = {
-      client_name: name,
-      redirect_uris: [this.redirectUrl],
-      grant_types: ['authorization_code', 'refresh_token'],
-      response_types: ['code'],
-      token_endpoint_auth_method: 'none'
-    }
-  }
-
-  state (): string {
-    this.#state = randomBytes(16).toString('hex')
-    return this.#state
-  }
-
-  clientInformation (): Information | undefined { return this.#information }
-  saveClientInformation (information: Information): void {
-    this.#information = information
-    this.registrations += 1
-  }
-
-  tokens (): Tokens | undefined { return this.#tokens }
-  saveTokens (tokens: Tokens): void { this.#tokens = tokens }
-  codeVerifier (): string { return this.#codeVerifier }
-  saveCodeVerifier (codeVerifier: string): void { this.#codeVerifier = codeVerifier }
-  discoveryState (): Discovery | undefined { return this.#discovery }
-  saveDiscoveryState (discovery: Discovery): void { this.#discovery = discovery }
-  redirectToAuthorization (url: URL): void { this.authorizationUrl = url }
-  invalidateCredentials (): void { this.#tokens = undefined }
-
-  /** The user's part: where the client sent them, and back to its callback. */
-  async askUser (browser: Browser, decision?: Decision): Promise<{ asked: string[], callback: URL }> {
-    if (this.authorizationUrl === undefined) throw new Error('The client sent its user nowhere')
-    const { scopes, submit } = await browser.openConsent(this.authorizationUrl)
-    this.authorizationUrl = undefined
-    const callback = await submit(decision)
-    if (callback.searchParams.get('state') !== this.#state) throw new Error('The state came back changed')
-    return { asked: scopes, callback }
-  }
-}
-
-/** One connection attempt of an SDK. */
-interface Session {
-  connect: () => Promise<void>
-  finishAuth: (callback: URL) => Promise<void>
-  listTools: () => Promise<string[]>
-  call: (name: string, args?: Record<string, unknown>) => Promise<string>
-  close: () => Promise<void>
-}
-
-type ProviderMemory = Memory<unknown, { access_token: string, scope?: string }, unknown>
-
-interface Sdk {
-  name: string
-  provider: () => ProviderMemory
-  session: (url: string, provider: ProviderMemory) => Session
-  /** What a call rejects with once the user was sent to the authorization server. */
-  Unauthorized: new () => Error
-  /** What a call rejects with when the user had the choice and left the scope out. */
-  afterRefusedStepUp: { again: boolean, error: new (...args: never[]) => Error, message: RegExp }
-}
-
-const text = (result: unknown): string => (result as { content: Array<{ text: string }> }).content.map(({ text }) => text).join('\n')
-
-const v1: Sdk = {
-  name: 'MCP SDK v1',
-  provider: () => new Memory<OAuthClientInformationMixed, OAuthTokens, never>('SDK v1') as unknown as ProviderMemory,
-  session: (url, provider) => {
-    const client = new ClientV1({ name: 'test', version: '1.0.0' })
-    const transport = new TransportV1(new URL(url), { authProvider: provider as unknown as ProviderV1 })
-    return {
-      connect: async () => await client.connect(transport as Parameters<typeof client.connect>[0]),
-      finishAuth: async (callback) => await transport.finishAuth(callback.searchParams.get('code') ?? ''),
-      listTools: async () => (await client.listTools()).tools.map(({ name }) => name),
-      call: async (name, args = {}) => text(await client.callTool({ name, arguments: args })),
-      close: async () => await client.close()
-    }
-  },
-  Unauthorized: UnauthorizedErrorV1,
-  // It remembers the challenge that it has answered, and does not ask a second time for the same.
-  afterRefusedStepUp: { again: false, error: StreamableHTTPError, message: /403 after trying upscoping/ }
-}
-
-const v2 = (name: string, mode: 'legacy' | 'auto'): Sdk => ({
-  name,
-  provider: () => new Memory<StoredOAuthClientInformation, StoredOAuthTokens, OAuthDiscoveryState>(name) as unknown as ProviderMemory,
-  session: (url, provider) => {
-    const client = new ClientV2({ name: 'test', version: '1.0.0' }, { versionNegotiation: { mode } })
-    const transport = new TransportV2(new URL(url), { authProvider: provider as unknown as ProviderV2 })
-    return {
-      connect: async () => await client.connect(transport),
-      finishAuth: async (callback) => await transport.finishAuth(callback.searchParams),
-      listTools: async () => (await client.listTools()).tools.map(({ name }) => name),
-      call: async (name, args = {}) => text(await client.callTool({ name, arguments: args })),
-      close: async () => await client.close()
-    }
-  },
-  Unauthorized: UnauthorizedErrorV2,
-  // It asks the user once for every call that is refused.
-  afterRefusedStepUp: { again: true, error: UnauthorizedErrorV2, message: /Unauthorized/ }
-})
-
-for (const sdk of [v1, v2('MCP SDK v2', 'legacy'), v2('MCP SDK v2 on revision 2026-07-28', 'auto')]) {
+for (const sdk of SDKS) {
   t.test(`${sdk.name} connects with nothing but the URL, steps up, and connects again after a disconnect`, async (t) => {
     const example = await startExample(t, UNLIMITED)
     const url = `${example.url}/mcp`
@@ -307,7 +189,7 @@ for (const sdk of [v1, v2('MCP SDK v2', 'legacy'), v2('MCP SDK v2 on revision 20
 
 t.test('MCP SDK v2 refuses a code that comes with the iss of another server', async (t) => {
   const example = await startExample(t, UNLIMITED)
-  const sdk = v2('MCP SDK v2', 'legacy')
+  const sdk = SDKS[1]!
   const provider = sdk.provider()
   const session = sdk.session(`${example.url}/mcp`, provider)
   t.teardown(async () => await session.close())

@@ -1,9 +1,15 @@
+import { toWebRequest } from '@modelcontextprotocol/node'
+import { McpServer, createMcpHandler } from '@modelcontextprotocol/server'
+import Fastify from 'fastify'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import type { AuditEvent, McpOAuthOptions } from '../lib/index.js'
+import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../lib/index.js'
 import { createRefreshToken, refreshTokenGrant, successorPair } from '../lib/protocol/refresh-token.js'
+import { postgresStore } from '../lib/store/postgres.js'
 import { sqliteStore } from '../lib/store/sqlite.js'
-import { FORM, ISSUER, KEY, bearer, dance, folder, form, testApp } from './app.js'
+import { FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, freePort, testApp, testOptions } from './app.js'
+import { startPostgres } from './postgres.js'
+import { SDKS } from './sdk.js'
 
 const OTHER_KEY = 'cd'.repeat(32)
 const HOUR = 3600
@@ -82,6 +88,20 @@ t.test('the same across nodes, and across a change of the first key in between',
   const removed = await testApp(t, { ...lifetimes, store: sqliteStore({ path }), keys: [OTHER_KEY] })
   const client = await dance(removed).clientId()
   t.equal((await refresh(next.refresh_token, { client_id: client }, removed)).error, 'invalid_grant', 'the client id ended with its key, so another client it is')
+})
+
+t.test('parallel refreshes on four nodes over PostgreSQL give one pair', async (t) => {
+  const connectionString = await (await startPostgres(t)).database()
+  const { first, refresh, works, app } = await connected(t, { store: postgresStore({ connectionString }) })
+  const nodes = [app, ...await Promise.all([1, 2, 3].map(async () => await testApp(t, { accessTokenLifetime: HOUR, refreshTokenLifetime: 30 * DAY, store: postgresStore({ connectionString }) })))]
+  let token = first.refresh_token
+  for (let round = 0; round < 10; round++) {
+    const answers = await Promise.all(Array.from({ length: 20 }, async (_, index) => await refresh(token, {}, nodes[index % 4])))
+    t.strictSame(answers.map(({ status }) => status), Array(20).fill(200))
+    t.equal(new Set(answers.map((answer) => answer.refresh_token + answer.access_token)).size, 1)
+    for (const node of nodes) t.ok(await works(answers[0]!.access_token, node))
+    token = answers[0]!.refresh_token
+  }
 })
 
 t.test('reuse after the grace ends the grant, for the thief and for the owner (RFC 9700 §4.14.2)', async (t) => {
@@ -192,3 +212,46 @@ t.test('a successor is derived, another for each key and token, and cannot be to
   t.not(createRefreshToken(one, grantId), token)
   t.equal(refreshTokenGrant([one], successorPair(one, token).refreshToken), grantId)
 })
+
+for (const sdk of SDKS) {
+  t.test(`${sdk.name} goes on for several lifetimes of its access token without asking the user again`, async (t) => {
+    const port = await freePort()
+    const issuer = `http://localhost:${port}`
+    const events: AuditEvent[] = []
+    const app = Fastify()
+    t.teardown(() => app.close())
+    await app.register(mcpOAuth, testOptions({ issuer, accessTokenLifetime: HOUR, refreshTokenLifetime: 30 * DAY, onEvent: (event) => events.push(event) }))
+    const mcp = createMcpHandler(({ authInfo }) => {
+      const server = new McpServer({ name: 'test', version: '1.0.0' })
+      server.registerTool('whoami', { description: 'Says who you are.' }, async () => ({ content: [{ type: 'text', text: String(authInfo?.extra?.userId) }] }))
+      return server
+    })
+    app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'] }) }, async (request) =>
+      await mcp.fetch(await toWebRequest(request.raw as never, request.body), { authInfo: request.oauth!.authInfo(), parsedBody: request.body }))
+    await app.listen({ port, host: 'localhost' })
+    let now = Date.now()
+    t.capture(Date, 'now', () => now)
+
+    const provider = sdk.provider()
+    const first = sdk.session(`${issuer}/mcp`, provider)
+    t.ok(await first.connect().catch((error: unknown) => error) instanceof sdk.Unauthorized)
+    const { pathname, search } = provider.authorizationUrl!
+    provider.authorizationUrl = undefined
+    const page = await app.inject({ url: pathname + search, headers: { 'x-user': 'alice' } })
+    const approved = await app.inject({ method: 'POST', url: pathname, headers: { ...FORM, 'x-user': 'alice' }, payload: form({ ticket: fieldOf(page.body, 'ticket'), decision: 'approve', scope: 'read' }) })
+    await first.finishAuth(new URL(String(approved.headers.location)))
+    await first.close()
+
+    const session = sdk.session(`${issuer}/mcp`, provider)
+    t.teardown(async () => await session.close())
+    await session.connect()
+    for (let lifetime = 0; lifetime < 4; lifetime++) {
+      t.equal(await session.call('whoami'), 'alice')
+      now += (HOUR + 1) * 1000
+    }
+    t.equal(await session.call('whoami'), 'alice')
+    t.equal(provider.authorizationUrl, undefined, 'the user was not sent anywhere')
+    t.equal(events.filter(({ type }) => type === 'token.refreshed').length, 4)
+    t.equal(events.filter(({ type }) => type === 'consent.shown').length, 1)
+  })
+}
