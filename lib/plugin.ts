@@ -63,11 +63,13 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
     if (missing.length > 0) app.log.warn(`oauth: no route is served at ${missing.join(', ')}, but \`resources\` says that clients connect there. Guarded routes: ${[...served].join(', ') || 'none'}`)
   })
 
-  const purge = setInterval(() => {
+  // The first time within minutes, since some apps are started anew more often than hourly; not all nodes at once.
+  const purge = (): void => {
     tokens.purge().catch((err) => app.log.error({ err }, 'oauth: purge failed'))
-  }, PURGE_INTERVAL).unref()
-
-  app.addHook('onClose', async () => clearInterval(purge))
+    timer = setTimeout(purge, PURGE_INTERVAL).unref()
+  }
+  let timer = setTimeout(purge, Math.random() * PURGE_INTERVAL / 6).unref()
+  app.addHook('onClose', async () => clearTimeout(timer))
 }
 
 /** The plugin: `await app.register(mcpOAuth, { … })`. See McpOAuthOptions. */
