@@ -638,6 +638,7 @@ t.test('events tell the story, and no secret', async (t) => {
   t.match(events[3], { userId: 'alice', clientId: client, scopes: ['read', 'write'], grantId: String, requestId: String })
   t.match(events[4], { reason: 'pkce_mismatch', userId: 'alice', clientId: client })
   t.match(logged.join(''), /onEvent failed/)
+  t.equal(logged.filter((line) => line.includes('pkce_mismatch')).length, 1, 'a refusal is one line of the log')
   const all = JSON.stringify(events) + logged.join('')
   for (const secret of [issued, token, codeVerifier, KEY]) t.notOk(all.includes(secret))
 })

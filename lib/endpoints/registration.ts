@@ -37,7 +37,10 @@ export async function registrationEndpoint (app: FastifyInstance, settings: Sett
     })
   })
 
-  app.setErrorHandler(jsonErrorHandler((request, { reason }) => emit(request, { type: 'registration.rejected', reason })))
+  app.setErrorHandler(jsonErrorHandler((request, { reason }) => {
+    emit(request, { type: 'registration.rejected', reason })
+    return true
+  }))
 }
 
 /** Undefined for what is no JSON; that a body has to be an object is parseClientMetadata's to say. */

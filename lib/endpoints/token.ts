@@ -30,9 +30,10 @@ export async function tokenEndpoint (app: FastifyInstance, settings: Settings): 
 
   app.setErrorHandler(jsonErrorHandler((request, { reason, about }) => {
     // An attempt with a code or a refresh token is an event; what fails before, an unknown client say, is in the log.
-    if (about?.grantId === undefined && !/^(code|refresh)_/.test(reason)) return
+    if (about?.grantId === undefined && !/^(code|refresh)_/.test(reason)) return false
     const isRefresh = new URLSearchParams(formBody(request)).get('grant_type') === 'refresh_token'
     const refused = { reason, grantId: null, ...about }
     settings.emit(request, isRefresh ? { type: 'token.rejected', ...refused } : { type: 'code.rejected', ...refused })
+    return true
   }))
 }

@@ -34,12 +34,12 @@ export function logRefusal (request: FastifyRequest, error: OAuthError): void {
   else request.log.info({ reason, ...about }, `oauth: ${error.code}`)
 }
 
-/** An error handler for endpoints that answer in JSON; `refused` tells the app. */
-export function jsonErrorHandler (refused?: (request: FastifyRequest, error: OAuthError) => void) {
+/** An error handler for endpoints that answer in JSON. `refused` answers true where it has made an event, and so a log line, of it. */
+export function jsonErrorHandler (refused?: (request: FastifyRequest, error: OAuthError) => boolean) {
   return function (thrown: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
     const error = toOAuthError(thrown)
-    logRefusal(request, error)
-    refused?.(request, error)
+    const isTold = refused?.(request, error) ?? false
+    if (!isTold || error.statusCode >= 500) logRefusal(request, error)
     return sendJsonError(reply, error)
   }
 }
