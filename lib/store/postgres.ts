@@ -114,10 +114,10 @@ class PostgresStore implements TokenStore {
 
   /** Look-ups gather while others are on their way, and travel as one query: none is answered from before it came. */
   async findByTokenHash (tokenHash: Uint8Array): Promise<TokenRow | null> {
-    return await this.#use(async () => await new Promise((resolve, reject) => {
+    return await new Promise((resolve, reject) => {
       this.#lookups.push({ tokenHash, resolve, reject })
       if (this.#lookups.length === 1) setImmediate(() => this.#sendLookups())
-    }))
+    })
   }
 
   #sendLookups (): void {
@@ -130,7 +130,10 @@ class PostgresStore implements TokenStore {
         const found = new Map(rows.map((row) => [keyOf(row.tokenHash), row]))
         for (const { tokenHash, resolve } of lookups) resolve(found.get(keyOf(tokenHash)) ?? null)
       })
-      .catch((error: unknown) => lookups.forEach(({ reject }) => reject(error)))
+      .catch((error: unknown) => {
+        // Those that wait behind it fail with it: so nobody waits longer than one query may take, and none needs a timer.
+        for (const { reject } of [...lookups, ...this.#lookups.splice(0)]) reject(error)
+      })
       .finally(() => {
         this.#lookupsInFlight -= 1
         this.#sendLookups()

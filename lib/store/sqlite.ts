@@ -119,11 +119,11 @@ class SqliteStore implements TokenStore {
   }
 
   findByTokenHash (tokenHash: Uint8Array): TokenRow | null {
-    return this.#use(() => this.#row(this.#prepare(`SELECT ${SELECT_LIST} FROM access_tokens WHERE token_hash = ?`).get(tokenHash)))
+    return this.#one('token_hash', tokenHash)
   }
 
   find (grantId: string): TokenRow | null {
-    return this.#use(() => this.#row(this.#prepare(`SELECT ${SELECT_LIST} FROM access_tokens WHERE id = ?`).get(grantId)))
+    return this.#one('id', grantId)
   }
 
   list ({ userId }: { userId: string }, now: number): TokenRow[] {
@@ -223,8 +223,8 @@ class SqliteStore implements TokenStore {
     }
   }
 
-  #row (row: unknown): TokenRow | null {
-    return (row ?? null) as TokenRow | null
+  #one (column: string, value: string | Uint8Array): TokenRow | null {
+    return this.#use(() => (this.#prepare(`SELECT ${SELECT_LIST} FROM access_tokens WHERE ${column} = ?`).get(value) ?? null) as TokenRow | null)
   }
 
   /** Every use of the database goes through here, so that its troubles have one name. */
@@ -232,7 +232,7 @@ class SqliteStore implements TokenStore {
     try {
       return work()
     } catch (error) {
-      throw isOurMistake(error) ? error : new StoreUnavailableError(error)
+      throw isOurMistake(error) || error instanceof StoreUnavailableError ? error : new StoreUnavailableError(error)
     }
   }
 }
