@@ -6,6 +6,7 @@ import type { RevokedReason } from './store/store.js'
 type Happening =
   | { type: 'client.registered', clientName: string, redirectUris: string[] }
   | { type: 'registration.rejected', reason: Reason }
+  | { type: 'client.rejected', reason: Reason }
   | { type: 'consent.shown', scopes: string[] }
   | { type: 'consent.approved', grantId: string, scopes: string[] }
   | { type: 'consent.denied', reason: Reason }
@@ -21,7 +22,7 @@ type Context = {
   /** Null where no request was the cause, as with `app.oauth.tokens`. */
   requestId: string | null
   userId: string | null
-  /** Null for personal access tokens. */
+  /** Null for personal access tokens, and where it is not known. A client that was rejected has only claimed it. */
   clientId: string | null
 }
 

@@ -1,20 +1,19 @@
-import createError from '@fastify/error'
 import type { RateLimitOptions, RateLimitPluginOptions } from '@fastify/rate-limit'
 import type { FastifyBaseLogger, FastifyRequest } from 'fastify'
 import { statSync } from 'node:fs'
 import { isAbsolute } from 'node:path'
-import { inspect } from 'node:util'
-import { MAX_CLIENT_ID_LENGTH, createClientFinder } from './clients/client.js'
-import { configuredClients, type ConfiguredClients } from './clients/configured.js'
+import { createClientFinder, type Client } from './clients/client.js'
+import { configuredClients, expectRedirectUris, type ConfiguredClients } from './clients/configured.js'
 import { registeredClients, type ClientIdPayload } from './clients/registered.js'
 import { createEmit, type AuditEvent } from './events.js'
+import { expect, expectFunctions, expectNames, expectUrl, isObject, isPath, isStrings } from './expect.js'
 import type { AuthorizationCode } from './protocol/authorization-code.js'
-import { isLoopbackHost, isRedirectUri } from './protocol/redirect-uri.js'
 import type { Resource } from './protocol/resource.js'
 import { ScopeCatalogue, isScopeToken, type ScopeDefinition } from './protocol/scope.js'
 import { createSealer, createSigner } from './protocol/sealed.js'
 import { deriveKey, parseKey } from './protocol/secret.js'
 import type { ConsentTicket, Ticket } from './protocol/tickets.js'
+import type { Grant } from './store/grant.js'
 import { sqliteStore } from './store/sqlite.js'
 import type { TokenStore } from './store/store.js'
 
@@ -43,7 +42,9 @@ export interface FallbackGrant {
 
 export interface ResourceOptions {
   /** Path of the route as clients see it: `/mcp`. */
-  path: string
+  path?: string
+  /** Instead of a path, the whole URL of a resource that another server serves. See `remoteGuard`. */
+  url?: string
   /** Shown at consent and in the metadata. Default: the issuer's host. */
   name?: string
   /** The scopes that make sense here. Default: all. */
@@ -101,6 +102,10 @@ export interface McpOAuthOptions {
   views?: string
   /** Also serve /authorize, /token and /register, for clients of MCP 2025-03-26. Default false. */
   rootAliases?: boolean
+  /** Asked when a code is redeemed and a token refreshed: null refuses, for a user who is deleted or suspended. */
+  findUser?: (userId: string) => User | null | undefined | Promise<User | null | undefined>
+  /** What `/oauth/userinfo` tells the bearer of a user's token beside `sub`. Needs `findUser`. Default: no such endpoint. */
+  userinfo?: (user: User, grant: Grant) => object | Promise<object>
   /** Asked by the guard for a token that is not in the store: your older API keys keep working. */
   fallbackToken?: (token: string, request: FastifyRequest) => FallbackGrant | null | undefined | Promise<FallbackGrant | null | undefined>
   /** Gets every audit event. What it throws is logged and changes nothing. */
@@ -112,10 +117,9 @@ export type Settings = Awaited<ReturnType<typeof resolveOptions>>
 
 const YEAR = 365 * 24 * 60 * 60
 
-const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
-
 const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 'store', 'resources', 'codeLifetime',
-  'accessTokenLifetime', 'refreshTokenLifetime', 'refreshGrace', 'idleLifetime', 'registration', 'clients', 'connectedApps', 'rateLimit', 'views', 'rootAliases', 'fallbackToken', 'onEvent'])
+  'accessTokenLifetime', 'refreshTokenLifetime', 'refreshGrace', 'idleLifetime', 'registration', 'clients', 'connectedApps', 'rateLimit', 'views',
+  'rootAliases', 'findUser', 'userinfo', 'fallbackToken', 'onEvent'])
 
 /**
  * Checks every option and builds what endpoints share.
@@ -124,32 +128,44 @@ const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 's
  */
 export async function resolveOptions (options: McpOAuthOptions, log: FastifyBaseLogger) {
   expectNames(options, '', [...KNOWN])
-  const { origin, pathname } = parseIssuer(options.issuer)
+  const { origin, pathname } = expectUrl(options.issuer, 'issuer', 'https://notes.example.com')
   const base = pathname === '/' ? '' : pathname
   const keys = parseKeys(options.keys)
   const scopes = parseScopes(options.scopes)
   const resources = parseResources(options.resources, origin, scopes)
   const clientIds = await createSigner<ClientIdPayload>(keys, 'client')
-  const clients = parseClients(options.clients)
-  const { currentUser, loginUrl, codeLifetime = 60, rootAliases = false, views, fallbackToken, onEvent } = options
+  const configured = configuredClients(options.clients, { scopes, resources })
+  const registration = parseRegistration(options.registration)
+  const { currentUser, loginUrl, codeLifetime = 60, rootAliases = false, views, findUser, userinfo, fallbackToken, onEvent } = options
 
   expect(typeof currentUser === 'function', 'currentUser', 'a function (request) => user or null', currentUser)
   expect(typeof loginUrl === 'function' || (typeof loginUrl === 'string' && /^(\/(?![/\\])|https?:\/\/)/.test(loginUrl)), 'loginUrl', "a path such as '/login', an http(s) URL, or a function", loginUrl)
   expect(Number.isInteger(codeLifetime) && codeLifetime >= 1 && codeLifetime <= 600, 'codeLifetime', 'whole seconds from 1 to 600', codeLifetime)
   expect(typeof rootAliases === 'boolean', 'rootAliases', 'true or false', rootAliases)
   expect(views === undefined || (typeof views === 'string' && isAbsolute(views) && statSync(views, { throwIfNoEntry: false })?.isDirectory() === true), 'views', 'the absolute path of an existing folder', views)
-  expect(fallbackToken === undefined || typeof fallbackToken === 'function', 'fallbackToken', 'a function (token, request) => grant or null', fallbackToken)
-  expect(onEvent === undefined || typeof onEvent === 'function', 'onEvent', 'a function (event) => void', onEvent)
+  expectFunctions(options, {
+    findUser: '(userId) => user or null', userinfo: '(user, grant) => claims', fallbackToken: '(token, request) => grant or null', onEvent: '(event) => void'
+  })
+  expect(userinfo === undefined || findUser !== undefined, 'userinfo', 'findUser beside it', userinfo)
+
+  // What some client may do. A look-up cannot be asked beforehand, so with one it is all.
+  const some = (is: (client: Client) => boolean): boolean => configured.clients?.some(is) ?? true
+  const hasClientCredentials = some((client) => client.scopes !== undefined)
+  const hasIntrospection = some((client) => client.introspects !== undefined)
+  const lifetimes = parseLifetimes(options)
+  const userGrantTypes = lifetimes.refreshTokenLifetime === null ? ['authorization_code'] : ['authorization_code', 'refresh_token']
 
   return Object.freeze({
     issuer: options.issuer,
-    /** Path of each endpoint as the browser sees it; null without the page. */
+    /** Path of each endpoint as the browser sees it; null for one that is off. */
     paths: Object.freeze({
       issuer: base,
       authorization: `${base}/oauth/authorize`,
       token: `${base}/oauth/token`,
       registration: `${base}/oauth/register`,
       revocation: `${base}/oauth/revoke`,
+      introspection: hasIntrospection ? `${base}/oauth/introspect` : null,
+      userinfo: userinfo === undefined ? null : `${base}/oauth/userinfo`,
       styles: `${base}/oauth/styles.css`,
       connectedApps: parseConnectedApps(options.connectedApps)
     }),
@@ -158,36 +174,33 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     scopes,
     resources,
     codeLifetime,
-    ...parseLifetimes(options),
-    grantTypes: options.refreshTokenLifetime == null ? ['authorization_code'] : ['authorization_code', 'refresh_token'],
+    ...lifetimes,
+    grantTypes: hasClientCredentials ? [...userGrantTypes, 'client_credentials'] : userGrantTypes,
+    /** Those that dynamic clients may have. */
+    userGrantTypes,
+    clientAuthenticationMethods: [
+      ...(registration.enabled || some(({ secretHashes, publicKey }) => secretHashes === undefined && publicKey === undefined) ? ['none'] : []),
+      ...(some(({ secretHashes }) => secretHashes !== undefined) ? ['client_secret_basic', 'client_secret_post'] : []),
+      ...(some(({ publicKey }) => publicKey !== undefined) ? ['private_key_jwt'] : [])
+    ],
     refreshKeys: keys.map((key): Uint8Array => deriveKey(key, 'refresh', 32)),
-    registration: parseRegistration(options.registration),
+    registration,
     rateLimit: parseRateLimit(options.rateLimit),
     rootAliases,
     views,
     currentUser,
     loginUrl: typeof loginUrl === 'function' ? loginUrl : (_request: FastifyRequest, returnTo: string) => withReturnTo(loginUrl, returnTo),
+    findUser,
+    userinfo,
     fallbackToken,
     store: parseStore(options.store),
-    findClient: createClientFinder([configuredClients(clients), registeredClients(clientIds)]),
+    findClient: createClientFinder([configured.find, registeredClients(clientIds)]),
     codes: await createSealer<AuthorizationCode>(keys, 'code'),
     consentTickets: await createSealer<ConsentTicket>(keys, 'consent'),
     pageTickets: await createSealer<Ticket>(keys, 'page'),
     clientIds,
     emit: createEmit(onEvent, log)
   })
-}
-
-function parseIssuer (issuer: unknown): URL {
-  const expected = 'an https origin, perhaps with a path and without a trailing slash, such as https://notes.example.com; http only for localhost, 127.0.0.1 and [::1]'
-  expect(typeof issuer === 'string' && URL.canParse(issuer), 'issuer', expected, issuer)
-  const url = new URL(issuer)
-  const isSafe = url.protocol === 'https:' || (url.protocol === 'http:' && isLoopbackHost(url.hostname))
-  // Clients compare the issuer byte for byte, so it must already be in the form in which URLs are built from it.
-  const canonical = url.origin + (url.pathname === '/' ? '' : url.pathname)
-  const hint = isSafe && issuer !== canonical ? `. Did you mean ${canonical.replace(/\/$/, '')}?` : ''
-  expect(isSafe && issuer === canonical && isPath(url.pathname) && !issuer.endsWith('/'), 'issuer', expected, issuer + hint)
-  return url
 }
 
 function parseKeys (keys: unknown): Uint8Array[] {
@@ -227,31 +240,37 @@ function parseScopes (scopes: unknown): ScopeCatalogue {
   return new ScopeCatalogue(definitions)
 }
 
-function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string, scopes: ScopeCatalogue): [Resource, ...Resource[]] {
+/** `origin` is that of this server: where a resource has a path, it is here. */
+export function parseResources (resources: unknown = [{ path: '/mcp' }], origin: string, scopes: ScopeCatalogue): [Resource, ...Resource[]] {
   expect(Array.isArray(resources) && resources.length > 0, 'resources', "a list such as [{ path: '/mcp' }]", resources)
   const parsed = resources.map((resource: ResourceOptions, index): Resource => {
     const at = `resources[${index}]`
     expect(isObject(resource), at, "an object such as { path: '/mcp' }", resource)
-    expectNames(resource, `${at}.`, ['path', 'name', 'scopes', 'documentation'])
-    const { path, name, documentation } = resource
-    expect(isPath(path) && (path === '/' || !path.endsWith('/')), `${at}.path`, "a path such as '/mcp', without a trailing slash, query or parameters", path)
+    expectNames(resource, `${at}.`, ['path', 'url', 'name', 'scopes', 'documentation'])
+    const { path, url, name, documentation } = resource
+    expect(url === undefined || path === undefined, `${at}.url`, 'either a path or a url', url)
+    expect(url !== undefined || (isPath(path) && (path === '/' || !path.endsWith('/'))), `${at}.path`, "a path such as '/mcp', without a trailing slash, query or parameters", path)
     expect(name === undefined || (typeof name === 'string' && name !== ''), `${at}.name`, 'a name', name)
     expect(documentation === undefined || (typeof documentation === 'string' && /^https?:/.test(documentation) && URL.canParse(documentation)), `${at}.documentation`, 'an http(s) URL', documentation)
     expect(resource.scopes === undefined || (isStrings(resource.scopes) && resource.scopes.length > 0), `${at}.scopes`, 'a list of scope names', resource.scopes)
     for (const scope of resource.scopes ?? []) {
       expect(scopes.names.includes(scope), `${at}.scopes`, `names among ${scopes.names.join(', ')}`, scope)
     }
-    const suffix = path === '/' ? '' : path
+    const { origin: itsOrigin, pathname } = url === undefined ? { origin, pathname: path! } : expectUrl(url, `${at}.url`, 'https://files.example.com/mcp')
+    const suffix = pathname === '/' ? '' : pathname
     return {
-      path,
-      uri: origin + suffix,
+      path: url === undefined ? path as string : null,
+      uri: itsOrigin + suffix,
       scopes: resource.scopes ?? scopes.names,
-      metadataUrl: `${origin}/.well-known/oauth-protected-resource${suffix}`,
+      metadataUrl: `${itsOrigin}/.well-known/oauth-protected-resource${suffix}`,
       ...(name !== undefined && { name }),
       ...(documentation !== undefined && { documentation })
     }
   })
-  parsed.forEach(({ path }, index) => expect(parsed.findIndex((other) => other.path === path) === index, `resources[${index}].path`, 'a path of its own', path))
+  parsed.forEach(({ uri, path }, index) => {
+    const name = path === null ? 'url' : 'path'
+    expect(parsed.findIndex((other) => other.uri === uri) === index, `resources[${index}].${name}`, `a ${name} of its own`, path ?? uri)
+  })
   return parsed as [Resource, ...Resource[]]
 }
 
@@ -272,22 +291,6 @@ function parseRegistration (registration: unknown = {}): { enabled: boolean, red
   expect(typeof enabled === 'boolean', 'registration.enabled', 'true or false', enabled)
   expectRedirectUris(redirectUris, 'registration.redirectUris')
   return { enabled, redirectUris }
-}
-
-function parseClients (clients: unknown = []): ConfiguredClients {
-  if (typeof clients === 'function') return clients as ConfiguredClients
-  expect(Array.isArray(clients), 'clients', 'a list of { clientId, clientName, redirectUris }, or a function', clients)
-  clients.forEach((client, index) => {
-    const at = `clients[${index}]`
-    expect(isObject(client), at, 'an object { clientId, clientName, redirectUris }', client)
-    expectNames(client, `${at}.`, ['clientId', 'clientName', 'redirectUris'])
-    expect(typeof client.clientId === 'string' && client.clientId !== '' && client.clientId.length <= MAX_CLIENT_ID_LENGTH, `${at}.clientId`, `a string of at most ${MAX_CLIENT_ID_LENGTH} characters`, client.clientId)
-    expect(clients.findIndex((other) => other.clientId === client.clientId) === index, `${at}.clientId`, 'an id of its own', client.clientId)
-    expect(typeof client.clientName === 'string' && client.clientName !== '', `${at}.clientName`, 'a string', client.clientName)
-    expectRedirectUris(client.redirectUris, `${at}.redirectUris`)
-    expect((client.redirectUris as string[]).length > 0, `${at}.redirectUris`, 'at least one redirect URI', 'an empty list')
-  })
-  return clients as ConfiguredClients
 }
 
 function parseConnectedApps (connectedApps: unknown = {}): string | null {
@@ -318,34 +321,4 @@ function parseStore (store: unknown = sqliteStore({ path: 'oauth.db' })): TokenS
 
 function withReturnTo (loginUrl: string, returnTo: string): string {
   return `${loginUrl}${loginUrl.includes('?') ? '&' : '?'}return_to=${encodeURIComponent(returnTo)}`
-}
-
-function expectRedirectUris (uris: unknown, at: string): asserts uris is string[] {
-  expect(isStrings(uris), at, 'a list of redirect URIs', uris)
-  uris.forEach((uri, index) => expect(isRedirectUri(uri) && !uri.includes('*'), `${at}[${index}]`, 'an https URL, a loopback http URL or a private-use scheme, without fragment or wildcard', uri))
-}
-
-function expectNames (value: object, at: string, names: readonly string[]): void {
-  for (const name of Object.keys(value)) expect(names.includes(name), at + name, `one of ${names.join(', ')}`, 'an option that does not exist')
-}
-
-function isPath (value: unknown): value is string {
-  return typeof value === 'string' && /^\/(?!\/)[A-Za-z0-9\-._~/]*$/.test(value) && new URL(value, 'http://x').pathname === value
-}
-
-function isStrings (value: unknown): value is string[] {
-  return Array.isArray(value) && value.every((entry) => typeof entry === 'string')
-}
-
-function isObject (value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
-}
-
-function expect (condition: boolean, option: string, expected: string, got: unknown): asserts condition {
-  if (!condition) throw new OptionError(option, expected, typeof got === 'string' ? got || 'an empty string' : describe(got))
-}
-
-function describe (value: unknown): string {
-  if (typeof value === 'function') return 'a function'
-  return value === undefined ? 'nothing' : inspect(value, { depth: 1, breakLength: Infinity })
 }

@@ -3,17 +3,20 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { authorizationEndpoint } from './endpoints/authorization.js'
 import { connectedAppsEndpoint } from './endpoints/connected-apps.js'
+import { introspectionEndpoint } from './endpoints/introspection.js'
 import { metadataEndpoints } from './endpoints/metadata.js'
 import { registrationEndpoint } from './endpoints/registration.js'
 import { revocationEndpoint } from './endpoints/revocation.js'
 import { tokenEndpoint } from './endpoints/token.js'
+import { userinfoEndpoint } from './endpoints/userinfo.js'
 import './fastify.js'
 import { createTokens } from './grants/tokens.js'
-import { answerPreflights, refuseHostPolicy } from './http/cors.js'
-import { createProtect, isGuard } from './http/guard.js'
+import { refuseHostPolicy } from './http/cors.js'
+import { addGuard, verifyHere } from './http/guard.js'
+import { measurements, publishMeasurement, type Measurement } from './http/metrics.js'
 import { addPages } from './http/pages.js'
 import { addRateLimits } from './http/rate-limits.js'
-import { resolveOptions, type McpOAuthOptions } from './options.js'
+import { resolveOptions, type McpOAuthOptions, type Settings } from './options.js'
 
 const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'fastify-mcp-oauth is registered already. One registration serves several MCP servers: list them in `resources`')
 const PrefixError = createError('FST_MCP_OAUTH_PREFIX', 'fastify-mcp-oauth must be registered without a prefix, got %s. Discovery happens at /.well-known; put a path into `issuer` instead')
@@ -31,10 +34,7 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
   await settings.store.open()
   const tokens = createTokens(settings)
 
-  app.decorate('oauth', { protect: createProtect(settings), tokens })
-  app.decorateRequest('oauth', null)
-  const resourcePaths = settings.resources.map(({ path }) => path)
-  const served = answerPreflights(app, ({ url, onRequest }) => resourcePaths.includes(url) || [onRequest].flat().some(isGuard))
+  app.decorate('oauth', { protect: addGuard(app, { ...settings, verify: verifyHere(settings) }), tokens })
 
   // What a client does, in its order. All of it in a scope of its own: the host's parsers, views and handlers stay.
   await app.register(async function mcpOAuthEndpoints (scope) {
@@ -43,24 +43,19 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
     await addRateLimits(scope, settings)
     await addPages(scope, settings)
 
-    const serve = async (path: string, endpoint: (app: FastifyInstance) => Promise<void>, alias?: string): Promise<void> => {
-      await scope.register(endpoint, { prefix: path })
-      if (rootAliases && alias !== undefined) await scope.register(endpoint, { prefix: alias })
+    const serve = async (name: Measurement['endpoint'], path: string | null, endpoint: (app: FastifyInstance, settings: Settings) => Promise<void>, alias?: string): Promise<void> => {
+      for (const prefix of [path, rootAliases ? alias : undefined]) {
+        if (prefix != null) await scope.register(async (app) => { await endpoint(measured(app, name), settings) }, { prefix })
+      }
     }
-    await metadataEndpoints(scope, settings)
-    if (registration.enabled) await serve(paths.registration, (app) => registrationEndpoint(app, settings), '/register')
-    await serve(paths.authorization, (app) => authorizationEndpoint(app, settings), '/authorize')
-    await serve(paths.token, (app) => tokenEndpoint(app, settings), '/token')
-    await serve(paths.revocation, (app) => revocationEndpoint(app, settings))
-    if (paths.connectedApps !== null) {
-      const path = paths.connectedApps
-      await serve(path, (app) => connectedAppsEndpoint(app, settings, path, tokens))
-    }
-  })
-
-  app.addHook('onReady', async () => {
-    const missing = resourcePaths.filter((path) => !served.has(path))
-    if (missing.length > 0) app.log.warn(`oauth: no route is served at ${missing.join(', ')}, but \`resources\` says that clients connect there. Guarded routes: ${[...served].join(', ') || 'none'}`)
+    await serve('metadata', '', metadataEndpoints)
+    if (registration.enabled) await serve('register', paths.registration, registrationEndpoint, '/register')
+    await serve('authorize', paths.authorization, authorizationEndpoint, '/authorize')
+    await serve('token', paths.token, tokenEndpoint, '/token')
+    await serve('revoke', paths.revocation, revocationEndpoint)
+    await serve('introspect', paths.introspection, introspectionEndpoint)
+    await serve('userinfo', paths.userinfo, userinfoEndpoint)
+    await serve('connected_apps', paths.connectedApps, async (app) => await connectedAppsEndpoint(app, settings, tokens))
   })
 
   // The first time within minutes, since some apps are started anew more often than hourly; not all nodes at once.
@@ -70,6 +65,12 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
   }
   let timer = setTimeout(purge, Math.random() * PURGE_INTERVAL / 6).unref()
   app.addHook('onClose', async () => clearTimeout(timer))
+}
+
+function measured (app: FastifyInstance, endpoint: Measurement['endpoint']): FastifyInstance {
+  return app.addHook('onResponse', async (_request, { statusCode, elapsedTime }) => {
+    if (measurements.hasSubscribers) publishMeasurement({ endpoint, statusCode, duration: elapsedTime })
+  })
 }
 
 /** The plugin: `await app.register(mcpOAuth, { … })`. See McpOAuthOptions. */

@@ -825,13 +825,14 @@ t.test('a client id has at most 2 KiB: longer metadata is refused, and a longer 
 t.test('clients come from the list or the look-up of the app, and the first source that knows one answers', async (t) => {
   const client = { clientId: 'chat', clientName: 'Chat', redirectUris: ['https://chat.example/cb'] }
   const expected = { ...client, configured: true }
+  const known = { scopes: new ScopeCatalogue(new Map([['read', { description: 'Read' }]])), resources: [] }
   for (const clients of [[client], (id: string) => id === 'chat' ? client : null, async (id: string) => id === 'chat' ? client : undefined]) {
-    const find = createClientFinder([configuredClients(clients), async () => undefined])
+    const find = createClientFinder([configuredClients(clients, known).find, async () => undefined])
     t.strictSame(await find('chat'), expected)
     t.equal(await find('other'), undefined)
     t.equal(await find('__proto__'), undefined)
   }
-  const find = createClientFinder([configuredClients([client]), async (clientId) => ({ ...expected, clientId, configured: false })])
+  const find = createClientFinder([configuredClients([client], known).find, async (clientId) => ({ ...expected, clientId, configured: false })])
   t.equal((await find('chat'))?.configured, true)
   t.equal((await find('other'))?.configured, false)
 })

@@ -1,10 +1,16 @@
-/** A client that this server knows, however it came to know it. All are public: PKCE is their proof. */
-export interface Client {
+import type { ClientProof } from '../protocol/client-authentication.js'
+
+/** A client that this server knows, however it came to know it. */
+export interface Client extends ClientProof {
   clientId: string
   clientName: string
   redirectUris: readonly string[]
   /** Whether the app's developer named this client. Otherwise its name is its own claim, and pages say so. */
   configured: boolean
+  /** What it may have for itself, without a user. RFC 6749 §4.4. */
+  scopes?: readonly string[]
+  /** Canonical URLs of the resources whose tokens it may look into. RFC 7662. */
+  introspects?: readonly string[]
 }
 
 /** One way to answer "who is this client_id?"; undefined passes the question on. */

@@ -1,13 +1,26 @@
+import { createLocalJWKSet, type JSONWebKeySet } from 'jose'
+import { createPublicKey, type JsonWebKeyInput } from 'node:crypto'
+import { expect, expectNames, isObject, isStrings } from '../expect.js'
 import { isRedirectUri } from '../protocol/redirect-uri.js'
-import type { ClientSource } from './client.js'
+import { findResource, type Resource } from '../protocol/resource.js'
+import type { ScopeCatalogue } from '../protocol/scope.js'
+import { MAX_CLIENT_ID_LENGTH, type Client, type ClientSource } from './client.js'
 
-/** A client that the app's developer registers by hand. */
+/** A client that the app's developer registers by hand: public, unless it has secrets or keys. */
 export interface ConfiguredClient {
   clientId: string
   /** What the consent page calls it. */
   clientName: string
-  /** Exact URIs; for loopback ones the port may differ. https, loopback http or a private-use scheme. */
-  redirectUris: readonly string[]
+  /** Exact URIs; for loopback ones the port may differ. https, loopback http or a private-use scheme. Default none. */
+  redirectUris?: readonly string[]
+  /** SHA-256 of each secret that it may use, base64url or hexadecimal: `client_secret_basic` and `client_secret_post`. */
+  clientSecretHashes?: readonly string[]
+  /** Its public keys: `private_key_jwt`. RFC 7523. */
+  jwks?: JSONWebKeySet
+  /** What it may have for itself by `client_credentials`, without a user. Default nothing. */
+  scopes?: readonly string[]
+  /** URLs of the resources that it serves: it may introspect their tokens. Default none. */
+  introspects?: readonly string[]
 }
 
 /** A list, or a look-up of your own. */
@@ -15,15 +28,92 @@ export type ConfiguredClients =
   | readonly ConfiguredClient[]
   | ((clientId: string) => ConfiguredClient | null | undefined | Promise<ConfiguredClient | null | undefined>)
 
-export function configuredClients (clients: ConfiguredClients): ClientSource {
-  const find = typeof clients === 'function'
-    ? clients
-    : (clientId: string) => clients.find((client) => client.clientId === clientId)
-  return async (clientId) => {
-    const client = await find(clientId)
-    // A look-up may be less exact than we are, or find what every object has: one client is filed under one id.
-    return client?.clientId !== clientId || !Array.isArray(client.redirectUris)
-      ? undefined
-      : { clientId, clientName: client.clientName, redirectUris: client.redirectUris.filter(isRedirectUri), configured: true }
+/** What clients may name. */
+interface Known { scopes: ScopeCatalogue, resources: readonly Resource[] }
+
+/**
+ * Checks a list at once, and what a function answers each time.
+ *
+ * @throws FST_MCP_OAUTH_INVALID_OPTION
+ */
+export function configuredClients (clients: ConfiguredClients = [], known: Known): { find: ClientSource, clients: readonly Client[] | undefined } {
+  if (typeof clients === 'function') {
+    const find: ClientSource = async (clientId) => {
+      const client = await clients(clientId)
+      // A look-up may be less exact than we are: one client is filed under one id.
+      return client?.clientId === clientId ? parseClient(client, `clients('${clientId}')`, known) : undefined
+    }
+    return { find, clients: undefined }
   }
+  expect(Array.isArray(clients), 'clients', 'a list of { clientId, clientName, redirectUris }, or a function', clients)
+  const parsed = clients.map((client, index) => parseClient(client, `clients[${index}]`, known))
+  const find = (clientId: string): Client | undefined => parsed.find((client) => client.clientId === clientId)
+  parsed.forEach((client, index) => expect(find(client.clientId) === client, `clients[${index}].clientId`, 'an id of its own', client.clientId))
+  return { find: async (clientId) => find(clientId), clients: parsed }
+}
+
+function parseClient (client: unknown, at: string, known: Known): Client {
+  expect(isObject(client), at, 'an object { clientId, clientName, redirectUris }', client)
+  expectNames(client, `${at}.`, ['clientId', 'clientName', 'redirectUris', 'clientSecretHashes', 'jwks', 'scopes', 'introspects'])
+  const { clientId, clientName, redirectUris = [], clientSecretHashes, jwks, scopes, introspects } = client
+  expect(typeof clientId === 'string' && clientId !== '' && clientId.length <= MAX_CLIENT_ID_LENGTH, `${at}.clientId`, `a string of at most ${MAX_CLIENT_ID_LENGTH} characters`, clientId)
+  expect(typeof clientName === 'string' && clientName !== '', `${at}.clientName`, 'a string', clientName)
+  expectRedirectUris(redirectUris, `${at}.redirectUris`)
+  expect(redirectUris.length > 0 || scopes !== undefined || introspects !== undefined, `${at}.redirectUris`, 'at least one redirect URI, for a client without scopes and introspects', 'an empty list')
+  expect(clientSecretHashes === undefined || jwks === undefined, `${at}.jwks`, 'no clientSecretHashes beside it: a client has one way to authenticate', 'both')
+  for (const [name, value] of Object.entries({ scopes, introspects })) {
+    expect(value === undefined || clientSecretHashes !== undefined || jwks !== undefined, `${at}.${name}`, 'clientSecretHashes or jwks beside it: a public client has nothing for itself', value)
+  }
+  return {
+    clientId,
+    clientName,
+    redirectUris,
+    configured: true,
+    ...(clientSecretHashes !== undefined && { secretHashes: parseSecretHashes(clientSecretHashes, `${at}.clientSecretHashes`) }),
+    ...(jwks !== undefined && { publicKey: createLocalJWKSet(parseJwks(jwks, `${at}.jwks`)) }),
+    ...(scopes !== undefined && { scopes: known.scopes.expand(namesAmong(scopes, `${at}.scopes`, (name) => known.scopes.names.includes(name) ? name : undefined, known.scopes.names)) }),
+    ...(introspects !== undefined && { introspects: namesAmong(introspects, `${at}.introspects`, (url) => findResource(url, known.resources)?.uri, known.resources.map(({ uri }) => uri)) })
+  }
+}
+
+export function expectRedirectUris (uris: unknown, at: string): asserts uris is string[] {
+  expect(isStrings(uris), at, 'a list of redirect URIs', uris)
+  uris.forEach((uri, index) => expect(isRedirectUri(uri) && !uri.includes('*'), `${at}[${index}]`, 'an https URL, a loopback http URL or a private-use scheme, without fragment or wildcard', uri))
+}
+
+function parseSecretHashes (hashes: unknown, at: string): Buffer[] {
+  expect(isStrings(hashes) && hashes.length > 0, at, 'a list of one or more SHA-256 hashes', hashes)
+  return hashes.map((hash, index) => {
+    const bytes = Buffer.from(hash, /^[0-9a-f]{64}$/i.test(hash) ? 'hex' : 'base64url')
+    // What was given may be the secret itself, so only its form is told.
+    expect(bytes.length === 32 && /^[\w-]+$/.test(hash), `${at}[${index}]`, 'a SHA-256 in base64url or hexadecimal, such as `npx fastify-mcp-oauth secret` prints', `a string of ${hash.length} characters`)
+    return bytes
+  })
+}
+
+function parseJwks (jwks: unknown, at: string): JSONWebKeySet {
+  expect(isObject(jwks) && Array.isArray(jwks.keys) && jwks.keys.length > 0, at, 'an object { keys: [public key, …] }', typeof jwks)
+  const { keys } = jwks
+  keys.forEach((key: unknown, index) => {
+    expect(isObject(key) && !('d' in key) && !('k' in key) && isPublicKey(key), `${at}.keys[${index}]`, 'a public key as a JWK', 'a private or unreadable one')
+    expect(keys.length === 1 || typeof key.kid === 'string', `${at}.keys[${index}].kid`, 'a name, since there are several', key.kid)
+  })
+  return jwks as unknown as JSONWebKeySet
+}
+
+function isPublicKey (jwk: object): boolean {
+  try {
+    return createPublicKey({ key: jwk as JsonWebKeyInput['key'], format: 'jwk' }).type === 'public'
+  } catch {
+    return false
+  }
+}
+
+function namesAmong (values: unknown, at: string, find: (value: string) => string | undefined, names: readonly string[]): string[] {
+  expect(isStrings(values) && values.length > 0, at, `a list of names among ${names.join(', ')}`, values)
+  return values.map((value) => {
+    const found = find(value)
+    expect(found !== undefined, at, `names among ${names.join(', ')}`, value)
+    return found
+  })
 }

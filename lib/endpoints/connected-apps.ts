@@ -13,6 +13,10 @@ import { isLoopbackHost } from '../protocol/redirect-uri.js'
 import { isIdentifier } from '../protocol/secret.js'
 import { PAGE_TICKET_LIFETIME, checkTicket } from '../protocol/tickets.js'
 
+const DAY = 24 * 60 * 60 * 1000
+/** Days for which a personal token may live; the page offers "until revoked" too. */
+const LIFETIMES = ['30', '90', '365']
+
 /** One entry of the page: all of a user's grants for one client. */
 interface ConnectedApp {
   clientId: string
@@ -29,8 +33,9 @@ interface ConnectedApp {
  * GET lists what the signed-in user has connected; POST disconnects, and makes and revokes personal access tokens.
  * Answers in JSON where the request prefers it, for apps that bring a page of their own.
  */
-export async function connectedAppsEndpoint (app: FastifyInstance, settings: Settings, path: string, tokens: Tokens): Promise<void> {
+export async function connectedAppsEndpoint (app: FastifyInstance, settings: Settings, tokens: Tokens): Promise<void> {
   const { scopes, store, emit } = settings
+  const path = settings.paths.connectedApps!
   await acceptForms(app)
 
   app.get('', limited(settings, 'authorize'), async (request, reply): Promise<FastifyReply> => {
@@ -69,7 +74,12 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
     if (name === '' || [...name].length > MAX_NAME_CHARACTERS || ticked.length === 0) {
       throw new OAuthError('invalid_request', `A token needs a name of at most ${MAX_NAME_CHARACTERS} characters and at least one permission.`, { reason: 'token_name_invalid' })
     }
-    const created = await tokens.create({ userId, name, scopes: ticked, ...(tenantId !== null && { tenantId }) })
+    const days = form.get('days') ?? ''
+    if (!['', ...LIFETIMES].includes(days)) {
+      throw new OAuthError('invalid_request', 'The form names no lifetime of the list.', { reason: 'token_expiry_invalid' })
+    }
+    const expiresAt = days === '' ? null : Date.now() + Number(days) * DAY
+    const created = await tokens.create({ userId, name, scopes: ticked, ...(tenantId !== null && { tenantId }), ...(expiresAt !== null && { expiresAt }) })
     return wantsJson(request)
       ? sendJson(reply.code(201), created)
       : await show(request, reply, user!, { ...created, name })
@@ -97,6 +107,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
       created,
       done: new URLSearchParams(queryString(request)).get('done'),
       scopes: scopes.choices(),
+      lifetimes: LIFETIMES,
       describeScope: (name: string) => scopes.describe(name)
     }, "'self'")
   }

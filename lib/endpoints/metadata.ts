@@ -3,55 +3,72 @@ import { hash } from 'node:crypto'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import type { Settings } from '../options.js'
+import { ASSERTION_ALGORITHMS } from '../protocol/client-authentication.js'
 import type { Resource } from '../protocol/resource.js'
 
 /**
- * The discovery documents. RFC 9728 for every resource, at the root and at its inserted path; RFC 8414 for the issuer.
- * Built once: every URL in them comes from `issuer`, never from a request.
+ * The discovery documents: RFC 8414 for the issuer, RFC 9728 for every resource that is served here. Built once: every
+ * URL in them comes from `issuer`, never from a request.
  */
 export async function metadataEndpoints (app: FastifyInstance, settings: Settings): Promise<void> {
   const { paths, resources } = settings
 
   await app.register(async (wellKnown) => {
-    allowAnyOrigin(wellKnown, ['/oauth*', '/openid-configuration*'])
-    wellKnown.setErrorHandler(jsonErrorHandler())
+    await resourceMetadataEndpoints(wellKnown, settings)
     wellKnown.get(`/oauth-authorization-server${paths.issuer}`, prepared(authorizationServerMetadata(settings)))
-
-    const documents = new Map<string, Resource>([['/oauth-protected-resource', resources[0]]])
-    for (const resource of resources) documents.set(new URL(resource.metadataUrl).pathname.replace('/.well-known', ''), resource)
-    for (const [path, resource] of documents) wellKnown.get(path, prepared(resourceMetadata(resource, settings)))
-
-    // A page of the host's single-page app here would be read as broken metadata: clients must see a 404 in JSON.
-    wellKnown.get('/oauth*', notFound)
-    wellKnown.get('/openid-configuration*', notFound)
   }, { prefix: '/.well-known' })
 
-  for (const path of new Set([paths.issuer, ...resources.map(({ path }) => path.replace(/\/$/, ''))])) {
+  for (const path of new Set([paths.issuer, ...resources.map(({ path }) => path?.replace(/\/$/, '') ?? '')])) {
     if (path !== '') app.get(`${path}/.well-known/openid-configuration`, notFound)
   }
 }
 
+/** The documents of each resource, at the root for the first and at its inserted path. RFC 9728 §3. */
+export async function resourceMetadataEndpoints (wellKnown: FastifyInstance, { resources, issuer }: Pick<Settings, 'resources' | 'issuer'>): Promise<void> {
+  allowAnyOrigin(wellKnown, ['/oauth*', '/openid-configuration*'])
+  wellKnown.setErrorHandler(jsonErrorHandler())
+  const documents = new Map<string, Resource>()
+  for (const resource of resources.filter(({ path }) => path !== null)) {
+    if (documents.size === 0) documents.set('/oauth-protected-resource', resource)
+    documents.set(new URL(resource.metadataUrl).pathname.replace('/.well-known', ''), resource)
+  }
+  for (const [path, resource] of documents) wellKnown.get(path, prepared(resourceMetadata(resource, issuer)))
+
+  // A page of the host's single-page app here would be read as broken metadata: clients must see a 404 in JSON.
+  wellKnown.get('/oauth*', notFound)
+  wellKnown.get('/openid-configuration*', notFound)
+}
+
 /** RFC 8414 §2, RFC 9207 §3. */
-function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, registration }: Settings): object {
+function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, registration, clientAuthenticationMethods }: Settings): object {
+  const signing = clientAuthenticationMethods.includes('private_key_jwt') ? ASSERTION_ALGORITHMS : undefined
+  const confidential = clientAuthenticationMethods.filter((method) => method !== 'none')
   return {
     issuer,
     authorization_endpoint: url(paths.authorization),
     token_endpoint: url(paths.token),
     ...(registration.enabled && { registration_endpoint: url(paths.registration) }),
     revocation_endpoint: url(paths.revocation),
+    ...(paths.introspection !== null && { introspection_endpoint: url(paths.introspection) }),
+    ...(paths.userinfo !== null && { userinfo_endpoint: url(paths.userinfo) }),
     scopes_supported: scopes.names,
     response_types_supported: ['code'],
     response_modes_supported: ['query'],
     grant_types_supported: grantTypes,
-    token_endpoint_auth_methods_supported: ['none'],
-    revocation_endpoint_auth_methods_supported: ['none'],
+    token_endpoint_auth_methods_supported: clientAuthenticationMethods,
+    revocation_endpoint_auth_methods_supported: clientAuthenticationMethods,
+    ...(paths.introspection !== null && { introspection_endpoint_auth_methods_supported: confidential }),
+    // RFC 8414 §2 wants these wherever a method signs; JSON leaves out what is undefined.
+    token_endpoint_auth_signing_alg_values_supported: signing,
+    revocation_endpoint_auth_signing_alg_values_supported: signing,
+    introspection_endpoint_auth_signing_alg_values_supported: paths.introspection === null ? undefined : signing,
     code_challenge_methods_supported: ['S256'],
     authorization_response_iss_parameter_supported: true
   }
 }
 
 /** RFC 9728 §2. */
-function resourceMetadata (resource: Resource, { issuer }: Settings): object {
+function resourceMetadata (resource: Resource, issuer: string): object {
   return {
     resource: resource.uri,
     authorization_servers: [issuer],

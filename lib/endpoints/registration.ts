@@ -11,7 +11,7 @@ import { formatScope, parseScope } from '../protocol/scope.js'
 /** POST: dynamic client registration. RFC 7591 §3. Stores nothing: the client id is the signed metadata. */
 export async function registrationEndpoint (app: FastifyInstance, settings: Settings): Promise<void> {
   const { scopes, clientIds, emit } = settings
-  const policy = { redirectUris: settings.registration.redirectUris, grantTypes: settings.grantTypes }
+  const policy = { redirectUris: settings.registration.redirectUris, grantTypes: settings.userGrantTypes }
 
   allowAnyOrigin(app)
   app.removeAllContentTypeParsers()

@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify'
-import { authenticateClient } from '../http/client-authentication.js'
+import { authenticateClient, tellRejectedClient } from '../http/client-authentication.js'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler } from '../http/errors.js'
 import { acceptForms, formParameters } from '../http/parameters-from-request.js'
@@ -19,8 +19,9 @@ export async function revocationEndpoint (app: FastifyInstance, settings: Settin
   await acceptForms(app)
 
   app.post('', limited(settings, 'token'), async (request, reply) => {
+    const now = Date.now()
     const parameters = formParameters(request)
-    const { clientId } = await authenticateClient(settings, request, reply, parameters)
+    const { clientId } = await authenticateClient(settings, request, parameters, now)
     const token = parameters.get('token')
     if (token === undefined) {
       throw new OAuthError('invalid_request', 'The token is missing.', { reason: 'token_missing', about: { clientId } })
@@ -28,11 +29,11 @@ export async function revocationEndpoint (app: FastifyInstance, settings: Settin
     const grantId = refreshTokenGrant(settings.refreshKeys, token)
     const row = grantId !== undefined ? await store.find(grantId) : isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
     if (row !== null && row.clientId === clientId) {
-      const grants = await store.revoke({ grantId: row.id }, 'client_revoked', Date.now())
+      const grants = await store.revoke({ grantId: row.id }, 'client_revoked', now)
       if (grants > 0) emit(request, { type: 'token.revoked', userId: row.userId, clientId, grantId: row.id, grants, reason: 'client_revoked' })
     }
     return reply.header('cache-control', 'no-store').send()
   })
 
-  app.setErrorHandler(jsonErrorHandler())
+  app.setErrorHandler(jsonErrorHandler(tellRejectedClient(settings)))
 }

@@ -2,7 +2,7 @@ import type { FastifyRequest } from 'fastify'
 import type { Client } from '../clients/client.js'
 import type { Settings } from '../options.js'
 import { checkPossession } from '../protocol/authorization-code.js'
-import { OAuthError } from '../protocol/errors.js'
+import { OAuthError, type Reason } from '../protocol/errors.js'
 import type { Parameters } from '../protocol/parameters.js'
 import { redirectHost } from '../protocol/redirect-uri.js'
 import { findResource } from '../protocol/resource.js'
@@ -10,6 +10,7 @@ import { formatScope } from '../protocol/scope.js'
 import { createRefreshToken } from '../protocol/refresh-token.js'
 import { createToken, hashToken } from '../protocol/secret.js'
 import { newRow } from '../store/schema.js'
+import { isRefusedUser } from './verify.js'
 import { tokenResponse, type TokenResponse } from './token-response.js'
 
 /**
@@ -28,12 +29,14 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
   }
   const code = await settings.codes.open(sealed, now)
   if (code === 'unreadable' || code === 'expired') {
-    throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason: `code_${code}`, about: { clientId: client.clientId } })
+    throw refuse(`code_${code}`, { clientId: client.clientId })
   }
   const resource = findResource(parameters.get('resource') ?? '', settings.resources)
   checkPossession(code, client.clientId, resource?.uri, parameters)
 
   const { grantId, userId, tenantId, clientId, clientName, scopes } = code
+  const about = { userId, clientId, grantId }
+  if (await isRefusedUser(settings, userId)) throw refuse('user_unknown', about)
   const { accessTokenLifetime, refreshTokenLifetime } = settings
   const accessToken = createToken('oat_')
   const refreshToken = refreshTokenLifetime === null ? undefined : createRefreshToken(settings.refreshKeys[0]!, grantId)
@@ -54,12 +57,12 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
     expiresAt
   }), { codeIssuedAt: code.issuedAt })
 
-  const about = { userId, clientId, grantId }
   if (result === 'replayed') settings.emit(request, { type: 'token.revoked', ...about, grants: 1, reason: 'code_replayed' })
-  if (result !== 'issued') {
-    const reason = result === 'replayed' ? 'code_replayed' : 'client_disconnected'
-    throw new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason, about })
-  }
+  if (result !== 'issued') throw refuse(result === 'replayed' ? 'code_replayed' : 'client_disconnected', about)
   settings.emit(request, { type: 'token.issued', ...about, scopes })
   return tokenResponse({ accessToken, ...(refreshToken !== undefined && { refreshToken }) }, formatScope(scopes), expiresAt, now)
+}
+
+function refuse (reason: Reason, about: OAuthError['about'] & object): OAuthError {
+  return new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason, about })
 }

@@ -7,9 +7,10 @@ import { refreshTokenGrant, successorPair, type TokenPair } from '../protocol/re
 import { findResource } from '../protocol/resource.js'
 import { parseScope } from '../protocol/scope.js'
 import { hashToken } from '../protocol/secret.js'
+import { refusal } from '../store/grant.js'
 import type { TokenRow } from '../store/store.js'
-import { refusal } from './grant.js'
 import { tokenResponse, type TokenResponse } from './token-response.js'
+import { isRefusedUser } from './verify.js'
 
 /**
  * Exchanges a refresh token for its successor pair. RFC 6749 §6, RFC 9700 §4.14.
@@ -39,6 +40,7 @@ export async function refreshGrant (settings: Settings, request: FastifyRequest,
     const ended = refreshRefusal(settings, row, now)
     if (ended !== undefined) throw refuse(ended, about)
     checkNarrowing(settings, row, parameters, about)
+    if (await isRefusedUser(settings, row.userId)) throw refuse('user_unknown', about)
 
     if (equal(row.refreshHash, presentedHash)) {
       const pair = successorPair(refreshKeys[0]!, presented)

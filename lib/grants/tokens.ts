@@ -3,10 +3,11 @@ import { MAX_CLIENT_ID_LENGTH } from '../clients/client.js'
 import type { Settings } from '../options.js'
 import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
-import { createGrantId, createToken, hashToken, isIdentifier, isToken } from '../protocol/secret.js'
+import { createGrantId, createToken, hashToken, isIdentifier } from '../protocol/secret.js'
+import { grantOf, refusal, type Grant } from '../store/grant.js'
 import { newRow } from '../store/schema.js'
 import type { Selector, TokenStats } from '../store/store.js'
-import { grantOf, refusal, type Grant } from './grant.js'
+import { verifyToken } from './verify.js'
 
 export interface CreateTokenOptions {
   userId: string
@@ -55,7 +56,8 @@ const PURGE_BATCH = 500
 const TokenOptionError = createError('FST_MCP_OAUTH_INVALID_TOKEN_OPTION', 'tokens.create(): %s', 500, TypeError)
 const SelectorError = createError('FST_MCP_OAUTH_INVALID_SELECTOR', 'tokens.%s(): expected %s, with strings that are not empty', 500, TypeError)
 
-export function createTokens ({ store, scopes, resources, idleLifetime, emit }: Settings): Tokens {
+export function createTokens (settings: Settings): Tokens {
+  const { store, scopes, resources, idleLifetime, emit } = settings
   return {
     async create (options) {
       const { userId, tenantId, name, scopes: asked, resource, expiresAt, ...others } = options
@@ -89,9 +91,8 @@ export function createTokens ({ store, scopes, resources, idleLifetime, emit }: 
     },
 
     async verify (token, { resource } = {}) {
-      if (!isToken(token)) return null
-      const row = await store.findByTokenHash(hashToken(token))
-      return row !== null && refusal(row, resource, Date.now(), idleLifetime) === undefined ? grantOf(row) : null
+      const { row, reason } = await verifyToken(settings, token, resource === undefined ? undefined : [resource], Date.now())
+      return row === null || reason !== undefined ? null : grantOf(row)
     },
 
     async list ({ userId }) {

@@ -47,6 +47,8 @@ export function jsonErrorHandler (refused?: (request: FastifyRequest, error: OAu
 /** RFC 6749 §5.2. */
 export function sendJsonError (reply: FastifyReply, error: OAuthError): FastifyReply {
   if (error.statusCode === 503) reply.header('retry-after', RETRY_AFTER)
+  // A client that tried the Authorization header is told of the scheme that belongs there.
+  if (error.code === 'invalid_client' && reply.request.headers.authorization !== undefined) reply.header('www-authenticate', 'Basic realm="oauth"')
   return sendJson(reply.code(error.statusCode), { error: error.code, error_description: error.description })
 }
 

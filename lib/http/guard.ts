@@ -1,14 +1,15 @@
 import createError from '@fastify/error'
-import type { FastifyReply, FastifyRequest } from 'fastify'
-import { grantOf, refusal, type Grant } from '../grants/grant.js'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import { verifyToken } from '../grants/verify.js'
 import type { FallbackGrant, Settings } from '../options.js'
 import { formatChallenge } from '../protocol/challenge.js'
 import { OAuthError, type Reason } from '../protocol/errors.js'
 import type { Resource } from '../protocol/resource.js'
-import { formatScope } from '../protocol/scope.js'
-import { hashToken, isToken } from '../protocol/secret.js'
-import { allowAnyOriginOnReply, sendPreflight } from './cors.js'
+import { formatScope, type ScopeCatalogue } from '../protocol/scope.js'
+import { grantOf, refusal, type Grant } from '../store/grant.js'
+import { allowAnyOriginOnReply, answerPreflights, sendPreflight } from './cors.js'
 import { logRefusal, sendJsonError, toOAuthError } from './errors.js'
+import { measurements, publishMeasurement } from './metrics.js'
 
 export interface ProtectOptions {
   /** Scopes that every request to the route needs. Default none. */
@@ -42,8 +43,11 @@ export function isGuard (hook: unknown): boolean {
   return typeof hook === 'function' && GUARDS.has(hook)
 }
 
-/** Milliseconds: at most this often is the use of a token noted. */
-const TOUCH_INTERVAL = 60_000
+/** Whose a token is, or why it may not be used. `resources` are those that it may be for. */
+export type Verify = (token: string, resources: readonly string[], request: FastifyRequest, now: number) => Promise<{ grant: Grant | undefined, reason: Reason | undefined }>
+
+/** What a guard needs to know; who knows the tokens may be another server. */
+export type GuardSettings = Pick<Settings, 'resources' | 'scopes' | 'emit'> & { verify: Verify }
 
 /** The grant on whose behalf a request is made: `request.oauth`. */
 export interface RequestGrant extends Grant {
@@ -57,13 +61,25 @@ export interface RequestGrant extends Grant {
   authInfo: () => AuthInfo
 }
 
+/** Adds `request.oauth`, and preflights beside the guarded routes. Answers what becomes `app.oauth.protect`. */
+export function addGuard (app: FastifyInstance, settings: GuardSettings): (options?: ProtectOptions) => Guard {
+  app.decorateRequest('oauth', null)
+  const paths = settings.resources.map(({ path }) => path).filter((path) => path !== null)
+  const served = answerPreflights(app, ({ url, onRequest }) => paths.includes(url) || [onRequest].flat().some(isGuard))
+  app.addHook('onReady', async () => {
+    const missing = paths.filter((path) => !served.has(path))
+    if (missing.length > 0) app.log.warn(`oauth: no route is served at ${missing.join(', ')}, but \`resources\` says that clients connect there. Guarded routes: ${[...served].join(', ') || 'none'}`)
+  })
+  return createProtect(settings)
+}
+
 /**
  * `app.oauth.protect()`. Reads the Authorization header only: tokens in a query or a form end up in logs and histories.
  *
  * @throws FST_MCP_OAUTH_INVALID_PROTECT when the hook is made, for unknown scopes or an ambiguous resource
  */
-export function createProtect (settings: Settings): (options?: ProtectOptions) => Guard {
-  const { store, fallbackToken, emit } = settings
+function createProtect (settings: GuardSettings): (options?: ProtectOptions) => Guard {
+  const { verify, emit } = settings
 
   return function protect (options = {}) {
     const { scopes: needed = [], resource: path, ...others } = options
@@ -71,6 +87,7 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
       throw new ProtectError('expected { scopes?: string[], resource?: string }. The hook is what it answers: write onRequest: app.oauth.protect()')
     }
     const resource = resolveResource(settings, path)
+    const resources = [resource.uri]
     const unknown = needed.filter((scope) => !settings.scopes.names.includes(scope))
     if (unknown.length > 0) throw new ProtectError(`unknown scope ${unknown.join(', ')}, expected ${settings.scopes.names.join(', ')}`)
 
@@ -99,7 +116,7 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
       return error
     }
 
-    const guard: Guard = async (request, reply) => {
+    const check: Guard = async (request, reply) => {
       // Preflights carry no token. They are answered here, so that no OPTIONS request reaches a handler without a grant.
       if (request.method === 'OPTIONS') return sendPreflight(reply)
       allowAnyOriginOnReply(reply)
@@ -109,12 +126,8 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
       const token = bearerToken(request.headers.authorization)
       if (token === '') return refuseToken(request, reply, 'token_missing')
       try {
-        const now = Date.now()
-        const row = isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
-        const grant = row === null ? fallbackGrant(settings, await fallbackToken?.(token, request)) : grantOf(row)
-        if (grant === null) return refuseToken(request, reply, 'token_unknown')
-        const reason = refusal(row ?? grant, resource.uri, now, settings.idleLifetime)
-        if (reason !== undefined) return refuseToken(request, reply, reason, grant)
+        const { grant, reason } = await verify(token, resources, request, Date.now())
+        if (grant === undefined || reason !== undefined) return refuseToken(request, reply, reason ?? 'token_unknown', grant)
         if (!hasScopes(grant, needed)) return sendJsonError(reply, refuseScope(reply, grant, needed))
 
         request.oauth = {
@@ -124,7 +137,6 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
           },
           authInfo: () => authInfo(grant, token)
         }
-        if (row !== null && now - (row.lastUsedAt ?? 0) >= TOUCH_INTERVAL) store.touch(row.id, now)
       } catch (thrown) {
         const error = toOAuthError(thrown)
         logRefusal(request, error)
@@ -132,13 +144,32 @@ export function createProtect (settings: Settings): (options?: ProtectOptions) =
       }
       return undefined
     }
+    const guard: Guard = (request, reply) => measurements.hasSubscribers ? measured(check, request, reply) : check(request, reply)
     GUARDS.add(guard)
     return guard
   }
 }
 
+async function measured (check: Guard, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply | undefined> {
+  const startedAt = performance.now()
+  const refused = await check(request, reply)
+  publishMeasurement({ endpoint: 'guard', statusCode: refused === undefined ? 200 : reply.statusCode, duration: performance.now() - startedAt })
+  return refused
+}
+
+/** Asks the store, and then the app for what is not in it. */
+export function verifyHere (settings: Settings): Verify {
+  const { fallbackToken, scopes, idleLifetime } = settings
+  return async (token, resources, request, now) => {
+    const { row, reason } = await verifyToken(settings, token, resources, now)
+    if (row !== null) return { grant: grantOf(row), reason }
+    const grant = fallbackToken && fallbackGrant(scopes, await fallbackToken(token, request))
+    return grant === undefined ? { grant, reason } : { grant, reason: refusal(grant, resources, now, idleLifetime) }
+  }
+}
+
 /** The token of a Bearer header; empty for none. The scheme's case does not matter. RFC 9110 §11.1, RFC 6750 §2.1. */
-function bearerToken (authorization: string | undefined): string {
+export function bearerToken (authorization: string | undefined): string {
   if (authorization === undefined || authorization.length < 7) return ''
   return authorization.slice(0, 7).toLowerCase() === 'bearer ' ? authorization.slice(7).trim() : ''
 }
@@ -158,18 +189,20 @@ function hasScopes (grant: Grant, needed: readonly string[]): boolean {
   return needed.every((scope) => grant.scopes.includes(scope))
 }
 
-function fallbackGrant ({ scopes: catalogue }: Settings, grant: FallbackGrant | null | undefined): Grant | null {
-  if (grant == null) return null
+function fallbackGrant (catalogue: ScopeCatalogue, grant: FallbackGrant | null | undefined): Grant | undefined {
+  if (grant == null) return undefined
   const { userId, tenantId = null, clientId = null, clientName = null, resource = null, expiresAt = null } = grant
   // A string of scopes would pass for a list of all its substrings, and a date as a string for one that never comes.
   if (typeof userId !== 'string' || userId === '' || !Array.isArray(grant.scopes) || !(expiresAt === null || Number.isFinite(expiresAt))) throw new FallbackError()
   return { grantId: '', userId, tenantId, clientId, clientName, scopes: catalogue.expand(grant.scopes), resource, expiresAt }
 }
 
-function resolveResource ({ resources }: Settings, path: string | undefined): Resource {
-  const paths = resources.map((resource) => resource.path).join(', ')
-  if (path === undefined && resources.length > 1) throw new ProtectError(`resource is needed where there are several, one of ${paths}`)
-  const resource = path === undefined ? resources[0] : resources.find((candidate) => candidate.path === path)
+function resolveResource ({ resources }: GuardSettings, path: string | undefined): Resource {
+  const served = resources.filter((resource) => resource.path !== null)
+  const paths = served.map((resource) => resource.path).join(', ')
+  if (served.length === 0) throw new ProtectError('no resource has a path: those with a url are guarded by the servers that serve them')
+  if (path === undefined && served.length > 1) throw new ProtectError(`resource is needed where there are several, one of ${paths}`)
+  const resource = path === undefined ? served[0] : served.find((candidate) => candidate.path === path)
   if (resource === undefined) throw new ProtectError(`unknown resource ${path}, expected one of ${paths}`)
   return resource
 }

@@ -3,7 +3,7 @@ export interface Challenge {
   error?: 'invalid_token' | 'insufficient_scope'
   error_description?: string
   scope?: string
-  resource_metadata: string
+  resource_metadata?: string
 }
 
 /**

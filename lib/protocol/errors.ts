@@ -16,6 +16,7 @@ const STATUS = {
   not_found: 404,
   server_error: 500,
   temporarily_unavailable: 503,
+  unauthorized_client: 400,
   unsupported_grant_type: 400,
   unsupported_response_type: 400
 } as const
@@ -24,16 +25,21 @@ export type ErrorCode = keyof typeof STATUS
 
 /** Why a request was refused. Precise, so it goes to the log and to `onEvent`, never to the client. */
 export type Reason =
-  | 'body_malformed' | 'body_too_large' | 'client_disconnected' | 'client_id_missing' | 'client_metadata_invalid'
-  | 'client_mismatch' | 'client_secret_not_expected' | 'client_unknown' | 'code_expired' | 'code_missing'
-  | 'code_replayed' | 'code_unreadable' | 'content_type_unsupported' | 'decision_missing' | 'denied_by_user'
-  | 'grant_type_missing' | 'grant_type_unsupported' | 'grant_unknown' | 'no_scope_left' | 'parameter_array'
-  | 'parameter_repeated' | 'pkce_challenge_malformed' | 'pkce_challenge_missing' | 'pkce_method_unsupported'
-  | 'pkce_mismatch' | 'pkce_verifier_malformed' | 'rate_limited' | 'redirect_uri_mismatch' | 'redirect_uri_missing'
-  | 'redirect_uri_not_allowed' | 'redirect_uri_unregistered' | 'refused_by_app' | 'request_too_long' | 'resource_mismatch' | 'resource_unknown'
-  | 'refresh_reused' | 'refresh_token_expired' | 'refresh_token_missing' | 'refresh_token_unknown' | 'response_type_unsupported' | 'scope_exceeds_grant' | 'signed_out' | 'store_unavailable' | 'ticket_expired' | 'ticket_for_another_user'
-  | 'ticket_unreadable' | 'token_expired' | 'token_idle' | 'token_for_another_resource' | 'token_missing' | 'token_name_invalid'
-  | 'token_revoked' | 'token_scope_insufficient' | 'token_unknown' | 'unexpected'
+  | 'body_malformed' | 'body_too_large' | 'client_assertion_audience' | 'client_assertion_invalid'
+  | 'client_assertion_lifetime' | 'client_authentication_ambiguous' | 'client_authentication_malformed'
+  | 'client_authentication_method' | 'client_disconnected' | 'client_id_missing' | 'client_metadata_invalid'
+  | 'client_mismatch' | 'client_not_allowed' | 'client_secret_mismatch' | 'client_unknown' | 'code_expired'
+  | 'code_missing' | 'code_replayed' | 'code_unreadable' | 'content_type_unsupported' | 'decision_missing'
+  | 'denied_by_user' | 'grant_type_missing' | 'grant_type_unsupported' | 'grant_unknown' | 'introspection_failed'
+  | 'no_scope_left' | 'parameter_array' | 'parameter_repeated' | 'pkce_challenge_malformed' | 'pkce_challenge_missing'
+  | 'pkce_method_unsupported' | 'pkce_mismatch' | 'pkce_verifier_malformed' | 'rate_limited' | 'redirect_uri_mismatch'
+  | 'redirect_uri_missing' | 'redirect_uri_not_allowed' | 'redirect_uri_unregistered' | 'refresh_reused'
+  | 'refresh_token_expired' | 'refresh_token_missing' | 'refresh_token_unknown' | 'refused_by_app' | 'request_too_long'
+  | 'resource_mismatch' | 'resource_unknown' | 'response_type_unsupported' | 'scope_exceeds_grant' | 'signed_out'
+  | 'store_unavailable' | 'ticket_expired' | 'ticket_for_another_user' | 'ticket_unreadable' | 'token_expired'
+  | 'token_expiry_invalid' | 'token_for_another_resource' | 'token_idle' | 'token_missing' | 'token_name_invalid'
+  | 'token_revoked' | 'token_scope_insufficient' | 'token_unknown' | 'token_without_user' | 'unexpected'
+  | 'user_unknown'
 
 export interface OAuthErrorOptions {
   reason: Reason

@@ -1,7 +1,7 @@
-/** Something that tokens are for: one protected resource of this app. RFC 9728, RFC 8707. */
+/** Something that tokens are for: one protected resource. RFC 9728, RFC 8707. */
 export interface Resource {
-  /** Path as the client sees it, `/mcp`. */
-  path: string
+  /** Path as the client sees it, `/mcp`; null where another server serves it. */
+  path: string | null
   /** The canonical URL, byte for byte what the user gives to a client: never with a trailing slash. */
   uri: string
   name?: string

@@ -1,6 +1,6 @@
 import type { Reason } from '../protocol/errors.js'
 import { parseScope } from '../protocol/scope.js'
-import type { TokenRow } from '../store/store.js'
+import type { TokenRow } from './store.js'
 
 /** What a token stands for. */
 export interface Grant {
@@ -33,12 +33,12 @@ interface Life {
   refreshedAt?: number | null
 }
 
-/** Why a grant may not be used at `resource` now; undefined if it may. `idleLifetime` is in seconds. */
-export function refusal (grant: Life, resource: string | undefined, now: number, idleLifetime: number | null): Reason | undefined {
+/** Why a grant may not be used now, at any of `resources` if given; undefined if it may. `idleLifetime` is in seconds. */
+export function refusal (grant: Life, resources: readonly string[] | undefined, now: number, idleLifetime: number | null): Reason | undefined {
   if (grant.revokedAt != null) return 'token_revoked'
   if (grant.expiresAt !== null && grant.expiresAt <= now) return 'token_expired'
   if (idleLifetime !== null && grant.createdAt !== undefined && lastSign(grant) + idleLifetime * 1000 <= now) return 'token_idle'
-  if (grant.resource !== null && resource !== undefined && grant.resource !== resource) return 'token_for_another_resource'
+  if (grant.resource !== null && resources !== undefined && !resources.includes(grant.resource)) return 'token_for_another_resource'
   return undefined
 }
 

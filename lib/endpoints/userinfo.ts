@@ -1,0 +1,40 @@
+import type { FastifyInstance } from 'fastify'
+import { verifyToken } from '../grants/verify.js'
+import { allowAnyOrigin } from '../http/cors.js'
+import { jsonErrorHandler, sendJson } from '../http/errors.js'
+import { bearerToken } from '../http/guard.js'
+import type { Settings } from '../options.js'
+import { formatChallenge } from '../protocol/challenge.js'
+import { OAuthError, type Reason } from '../protocol/errors.js'
+import { grantOf } from '../store/grant.js'
+
+/** GET: what the app tells the bearer of a token, whatever resource it is for, about the token's user. */
+export async function userinfoEndpoint (app: FastifyInstance, settings: Settings): Promise<void> {
+  const { findUser, userinfo, emit } = settings
+  allowAnyOrigin(app)
+
+  app.get('', async (request, reply) => {
+    const token = bearerToken(request.headers.authorization)
+    const { row, reason } = await verifyToken(settings, token, undefined, Date.now())
+    if (row === null || reason !== undefined) throw refuse(token === '' ? 'token_missing' : reason ?? 'token_unknown')
+    const about = { userId: row.userId, clientId: row.clientId, grantId: row.id }
+    if (row.userId === null) throw refuse('token_without_user', about)
+    const user = await findUser!(row.userId)
+    if (user == null) throw refuse('user_unknown', about)
+    return sendJson(reply, { ...await userinfo!(user, grantOf(row)), sub: row.userId })
+  })
+
+  app.setErrorHandler((thrown, request, reply) => {
+    if (thrown instanceof OAuthError && thrown.code === 'invalid_token') reply.header('www-authenticate', formatChallenge({ error: 'invalid_token', error_description: thrown.description }))
+    return asJson(thrown, request, reply)
+  })
+  const asJson = jsonErrorHandler((request, { code, reason, about }) => {
+    if (code !== 'invalid_token') return false
+    emit(request, { type: 'token.rejected', reason, grantId: null, ...about })
+    return true
+  })
+}
+
+function refuse (reason: Reason, about?: OAuthError['about']): OAuthError {
+  return new OAuthError('invalid_token', 'A valid access token of a user is needed.', { reason, ...(about !== undefined && { about }) })
+}

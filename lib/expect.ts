@@ -1,0 +1,54 @@
+import createError from '@fastify/error'
+import { inspect } from 'node:util'
+import { isLoopbackHost } from './protocol/redirect-uri.js'
+
+// What options are checked with. Each function throws FST_MCP_OAUTH_INVALID_OPTION, which names the option.
+
+const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
+
+export function expect (condition: boolean, option: string, expected: string, got: unknown): asserts condition {
+  if (!condition) throw new OptionError(option, expected, typeof got === 'string' ? got || 'an empty string' : describe(got))
+}
+
+export function expectNames (value: object, at: string, names: readonly string[]): void {
+  for (const name of Object.keys(value)) expect(names.includes(name), at + name, `one of ${names.join(', ')}`, 'an option that does not exist')
+}
+
+export function expectFunctions (options: object, forms: Readonly<Record<string, string>>): void {
+  for (const [name, form] of Object.entries(forms)) {
+    const value: unknown = (options as Record<string, unknown>)[name]
+    expect(value === undefined || typeof value === 'function', name, `a function ${form}`, value)
+  }
+}
+
+/**
+ * An absolute URL in the form in which others are built from it, since clients compare it byte for byte: https, http
+ * only on loopback, and with nothing but an origin and perhaps a path.
+ */
+export function expectUrl (value: unknown, option: string, example: string): URL {
+  const expected = `an https origin, perhaps with a path and without a trailing slash, such as ${example}; http only for localhost, 127.0.0.1 and [::1]`
+  expect(typeof value === 'string' && URL.canParse(value), option, expected, value)
+  const url = new URL(value)
+  const isSafe = url.protocol === 'https:' || (url.protocol === 'http:' && isLoopbackHost(url.hostname))
+  const canonical = url.origin + (url.pathname === '/' ? '' : url.pathname)
+  const hint = isSafe && value !== canonical ? `. Did you mean ${canonical.replace(/\/$/, '')}?` : ''
+  expect(isSafe && value === canonical && isPath(url.pathname) && !value.endsWith('/'), option, expected, value + hint)
+  return url
+}
+
+export function isPath (value: unknown): value is string {
+  return typeof value === 'string' && /^\/(?!\/)[A-Za-z0-9\-._~/]*$/.test(value) && new URL(value, 'http://x').pathname === value
+}
+
+export function isStrings (value: unknown): value is string[] {
+  return Array.isArray(value) && value.every((entry) => typeof entry === 'string')
+}
+
+export function isObject (value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+function describe (value: unknown): string {
+  if (typeof value === 'function') return 'a function'
+  return value === undefined ? 'nothing' : inspect(value, { depth: 1, breakLength: Infinity })
+}

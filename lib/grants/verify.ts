@@ -1,0 +1,22 @@
+import type { Settings } from '../options.js'
+import type { Reason } from '../protocol/errors.js'
+import { hashToken, isToken } from '../protocol/secret.js'
+import { refusal } from '../store/grant.js'
+import type { TokenRow } from '../store/store.js'
+
+/** Milliseconds: at most this often is the use of a token noted. */
+const TOUCH_INTERVAL = 60_000
+
+/** The row of an access token, and why it may not be used now, at any of `resources` if given. A use is noted. */
+export async function verifyToken ({ store, idleLifetime }: Settings, token: string, resources: readonly string[] | undefined, now: number): Promise<{ row: TokenRow | null, reason: Reason | undefined }> {
+  const row = isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
+  if (row === null) return { row, reason: 'token_unknown' }
+  const reason = refusal(row, resources, now, idleLifetime)
+  if (reason === undefined && now - (row.lastUsedAt ?? 0) >= TOUCH_INTERVAL) store.touch(row.id, now)
+  return { row, reason }
+}
+
+/** Whether the app says that this user may have no tokens any more. Not asked for a client that acts for itself. */
+export async function isRefusedUser ({ findUser }: Settings, userId: string | null): Promise<boolean> {
+  return findUser !== undefined && userId !== null && await findUser(userId) == null
+}

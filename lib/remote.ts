@@ -1,0 +1,176 @@
+import createError from '@fastify/error'
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+import { resourceMetadataEndpoints } from './endpoints/metadata.js'
+import { createEmit, type AuditEvent } from './events.js'
+import { expect, expectFunctions, expectNames, expectUrl, isStrings } from './expect.js'
+import './fastify.js'
+import { refuseHostPolicy } from './http/cors.js'
+import { addGuard, type Verify } from './http/guard.js'
+import { parseResources, type ResourceOptions } from './options.js'
+import { OAuthError } from './protocol/errors.js'
+import { ScopeCatalogue, parseScope } from './protocol/scope.js'
+import { hashToken } from './protocol/secret.js'
+import { refusal, type Grant } from './store/grant.js'
+
+export interface RemoteGuardOptions {
+  /** The authorization server, as its metadata names it: `https://login.example.com`. */
+  issuer: string
+  /** The public address of this server: `https://files.example.com`. No path; http only on loopback. */
+  origin: string
+  /** With what this server introspects tokens: `client_secret_basic`. */
+  clientId: string
+  clientSecret: string
+  /** The scopes that the authorization server has for this one. */
+  scopes: readonly string[]
+  /** What tokens are for, by their paths here. Default `[{ path: '/mcp' }]`. */
+  resources?: readonly ResourceOptions[]
+  /**
+   * Seconds for which an answer about a good token is believed, at most 300. Default 0: every request is asked about,
+   * and a revoked token is refused at once. Up to 10,000 answers are kept.
+   */
+  cacheLifetime?: number
+  /** Gets every `token.rejected`. What it throws is logged and changes nothing. */
+  onEvent?: (event: AuditEvent) => unknown
+}
+
+type Introspect = (token: string) => Promise<Introspected | undefined>
+
+interface Introspected {
+  grant: Grant
+  /** The URLs that the token is for. */
+  audience: readonly unknown[]
+}
+
+const CACHE_SIZE = 10_000
+/** Milliseconds to wait for the authorization server. */
+const TIMEOUT = 5000
+
+const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'app.oauth is there already: remoteGuard is for apps without an authorization server of their own')
+const NoTokensError = createError('FST_MCP_OAUTH_NO_TOKENS', 'app.oauth.tokens: this app only guards. Its tokens are with the authorization server')
+
+/** Guards routes for an authorization server elsewhere, by introspection (RFC 7662): `app.oauth.protect` and `request.oauth`. */
+async function remoteGuard (app: FastifyInstance, options: RemoteGuardOptions): Promise<void> {
+  if (app.hasDecorator('oauth')) throw new AlreadyRegisteredError()
+  expectNames(options, '', ['issuer', 'origin', 'clientId', 'clientSecret', 'scopes', 'resources', 'cacheLifetime', 'onEvent'])
+  const { issuer, origin, clientId, clientSecret, cacheLifetime = 0, onEvent } = options
+  expectUrl(issuer, 'issuer', 'https://login.example.com')
+  expect(expectUrl(origin, 'origin', 'https://files.example.com').pathname === '/', 'origin', 'an address without a path', origin)
+  for (const [name, value] of Object.entries({ clientId, clientSecret })) expect(typeof value === 'string' && value !== '', name, 'a string', typeof value)
+  expect(isStrings(options.scopes) && options.scopes.length > 0, 'scopes', 'a list of scope names', options.scopes)
+  expect(Number.isInteger(cacheLifetime) && cacheLifetime >= 0 && cacheLifetime <= 300, 'cacheLifetime', 'whole seconds from 0 to 300', cacheLifetime)
+  expectFunctions(options, { onEvent: '(event) => void' })
+
+  const scopes = new ScopeCatalogue(new Map(options.scopes.map((name) => [name, { description: name }])))
+  const resources = parseResources(options.resources, origin, scopes)
+  expect(resources.every(({ path }) => path !== null), 'resources', 'paths, since they are served here', options.resources)
+  const introspect = createIntrospection(options)
+  const verify = verifyThere(cacheLifetime === 0 ? introspect : cached(introspect, cacheLifetime))
+  const protect = addGuard(app, { resources, scopes, emit: createEmit(onEvent, app.log), verify })
+  app.decorate('oauth', { protect, get tokens (): never { throw new NoTokensError() } })
+
+  await app.register(async (wellKnown) => {
+    wellKnown.addHook('onRoute', refuseHostPolicy)
+    await resourceMetadataEndpoints(wellKnown, { resources, issuer })
+  }, { prefix: '/.well-known' })
+}
+
+function verifyThere (introspect: Introspect): Verify {
+  return async (token, [resource], _request, now) => {
+    const { grant, audience } = await introspect(token) ?? {}
+    if (grant === undefined) return { grant, reason: 'token_unknown' }
+    // A token that names no audience may be meant for anyone, so it is for nobody here.
+    return { grant, reason: audience!.includes(resource) ? refusal(grant, undefined, now, null) : 'token_for_another_resource' }
+  }
+}
+
+/** Believes what was said of a good token for so many seconds. */
+function cached (introspect: Introspect, lifetime: number): Introspect {
+  const answers = new Map<string, { answer: Introspected, until: number }>()
+  return async (token) => {
+    const key = hashToken(token).toString('base64')
+    const known = answers.get(key)
+    if (known !== undefined && Date.now() < known.until) return known.answer
+    const askedAt = Date.now()
+    const answer = await introspect(token)
+    answers.delete(key)
+    if (answer === undefined) return undefined
+    // A Map keeps the order in which its entries came: the first is the oldest.
+    if (answers.size >= CACHE_SIZE) answers.delete(answers.keys().next().value!)
+    answers.set(key, { answer, until: askedAt + lifetime * 1000 })
+    return answer
+  }
+}
+
+interface IntrospectionResponse {
+  active: boolean
+  scope?: string
+  client_id?: string
+  client_name?: string
+  tenant_id?: string
+  sub?: string
+  aud?: string | string[]
+  jti?: string
+  exp?: number
+}
+
+/** RFC 7662 §2. Undefined for a token that is not active; whatever else goes wrong is no answer about the token. */
+function createIntrospection ({ issuer, clientId, clientSecret }: RemoteGuardOptions): Introspect {
+  const authorization = `Basic ${Buffer.from([clientId, clientSecret].map(formEncode).join(':')).toString('base64')}`
+  let endpoint: string | undefined
+
+  const ask = async (url: string, init?: RequestInit): Promise<Record<string, unknown>> => {
+    const response = await fetch(url, { ...init, redirect: 'error', signal: AbortSignal.timeout(TIMEOUT) })
+    if (!response.ok) throw new Error(`${url} answered ${response.status}: ${(await response.text()).slice(0, 200)}`)
+    return await response.json() as Record<string, unknown>
+  }
+
+  /** RFC 8414 §3: where it is, and that whoever answers is the one we mean. */
+  const discover = async (): Promise<string> => {
+    const { origin, pathname } = new URL(issuer)
+    const metadata = await ask(`${origin}/.well-known/oauth-authorization-server${pathname === '/' ? '' : pathname}`)
+    if (metadata.issuer !== issuer) throw new Error(`the metadata is of ${String(metadata.issuer)}`)
+    if (typeof metadata.introspection_endpoint !== 'string') throw new Error('the metadata names no introspection_endpoint')
+    return expectUrl(metadata.introspection_endpoint, 'introspection_endpoint', `${issuer}/oauth/introspect`).href
+  }
+
+  return async (token) => {
+    try {
+      endpoint ??= await discover()
+      const answer = await ask(endpoint, {
+        method: 'POST',
+        headers: { authorization, accept: 'application/json', 'content-type': 'application/x-www-form-urlencoded' },
+        body: `token=${encodeURIComponent(token)}&token_type_hint=access_token`
+      }) as unknown as IntrospectionResponse
+      return answer.active === true ? { grant: grantOf(answer), audience: audienceOf(answer) } : undefined
+    } catch (cause) {
+      throw new OAuthError('temporarily_unavailable', 'The authorization server does not answer.', { reason: 'introspection_failed', cause })
+    }
+  }
+}
+
+function audienceOf ({ aud }: IntrospectionResponse): readonly unknown[] {
+  return [aud ?? []].flat()
+}
+
+function grantOf (answer: IntrospectionResponse): Grant {
+  const [resource, ...others] = audienceOf(answer)
+  return {
+    grantId: answer.jti ?? '',
+    userId: answer.sub ?? null,
+    tenantId: answer.tenant_id ?? null,
+    clientId: answer.client_id ?? null,
+    clientName: answer.client_name ?? null,
+    scopes: parseScope(answer.scope),
+    resource: others.length === 0 ? String(resource) : null,
+    expiresAt: answer.exp === undefined ? null : answer.exp * 1000
+  }
+}
+
+/** RFC 6749 §2.3.1. */
+function formEncode (text: string): string {
+  return new URLSearchParams([['', text]]).toString().slice(1)
+}
+
+/** The plugin: `await app.register(remoteGuard, { … })`. See RemoteGuardOptions. */
+export default fp(remoteGuard, { fastify: '5.x', name: 'fastify-mcp-oauth-remote' })
