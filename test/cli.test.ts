@@ -2,6 +2,7 @@ import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { summarize } from '../lib/grants/tokens.js'
 import { parseKey } from '../lib/protocol/secret.js'
 import { postgresStore } from '../lib/store/postgres.js'
 import { sqliteStore } from '../lib/store/sqlite.js'
@@ -35,7 +36,7 @@ t.test('migrate makes the table that a store with migrate: false needs', async (
   t.strictSame(await run('migrate', connectionString), { code: 0, stdout: 'The table access_tokens is up to date.\n', stderr: '' })
   t.equal(await store.issue(row()), 'issued')
   t.equal((await run('migrate', connectionString)).code, 0, 'and again')
-  t.equal((await store.stats(0)).total, 1)
+  t.equal(summarize(await store.stats(0)).total, 1)
 
   const path = join(folder(), 'tokens.db')
   t.equal((await run('migrate', path)).code, 0)

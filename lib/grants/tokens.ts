@@ -5,7 +5,7 @@ import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
 import { createGrantId, createToken, hashToken, isIdentifier, isToken } from '../protocol/secret.js'
 import { newRow } from '../store/schema.js'
-import type { Selector, TokenStats } from '../store/store.js'
+import type { ClientStats, Selector } from '../store/store.js'
 import { grantOf, refusal, type Grant } from './grant.js'
 
 export interface CreateTokenOptions {
@@ -30,6 +30,18 @@ export interface ListedGrant extends Grant {
   lastUsedAt: number | null
 }
 
+export interface TokenStats {
+  total: number
+  /** Neither revoked nor expired. */
+  active: number
+  revoked: number
+  expired: number
+  /** Active personal access tokens. */
+  personal: number
+  /** The most active first. */
+  clients: ClientStats[]
+}
+
 /** `app.oauth.tokens`. Every method may reject with `StoreUnavailableError`. */
 export interface Tokens {
   /** Makes a personal access token. `token` is told this once and stored nowhere. Throws FST_MCP_OAUTH_INVALID_TOKEN_OPTION. */
@@ -40,7 +52,7 @@ export interface Tokens {
   list: (selector: { userId: string }) => Promise<ListedGrant[]>
   /** Ends grants at once, codes on their way included; answers how many were live. */
   revoke: (selector: Selector) => Promise<number>
-  /** Counts rows by state. Reads the whole table. */
+  /** Counts grants by state, in all and by client. Reads the whole table. */
   stats: () => Promise<TokenStats>
   /** Deletes rows that were revoked or expired over 30 days ago; answers how many. Also runs hourly by itself. */
   purge: () => Promise<number>
@@ -115,7 +127,7 @@ export function createTokens ({ store, scopes, resources, idleLifetime, emit }: 
     },
 
     async stats () {
-      return await store.stats(Date.now())
+      return summarize(await store.stats(Date.now()))
     },
 
     async purge () {
@@ -128,5 +140,18 @@ export function createTokens ({ store, scopes, resources, idleLifetime, emit }: 
       }
       return deleted
     }
+  }
+}
+
+export function summarize (stats: readonly ClientStats[]): TokenStats {
+  const sum = (state: 'active' | 'revoked' | 'expired'): number => stats.reduce((sum, each) => sum + each[state], 0)
+  const [active, revoked, expired] = [sum('active'), sum('revoked'), sum('expired')]
+  return {
+    total: active + revoked + expired,
+    active,
+    revoked,
+    expired,
+    personal: stats.find(({ clientId }) => clientId === null)?.active ?? 0,
+    clients: stats.filter(({ clientId }) => clientId !== null)
   }
 }

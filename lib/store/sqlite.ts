@@ -3,8 +3,8 @@ import createError from '@fastify/error'
 import { closeSync, existsSync, openSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, missingParts, selected } from './schema.js'
-import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
+import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, countQuery, disconnectMark, ended, findMark, insertValues, live, missingParts, selected, statsQuery } from './schema.js'
+import { StoreUnavailableError, type ClientStats, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
 export interface SqliteStoreOptions {
   /** File of the database, made if missing; its folder must exist. */
@@ -128,8 +128,7 @@ class SqliteStore implements TokenStore {
 
   list ({ userId }: { userId: string }, now: number): TokenRow[] {
     return this.#use(() => this.#prepare(`
-      SELECT ${SELECT_LIST} FROM access_tokens
-      WHERE user_id = ? AND revoked_at IS NULL AND (expires_at IS NULL OR ? < coalesce(refresh_expires_at, expires_at)) ORDER BY created_at, id
+      SELECT ${SELECT_LIST} FROM access_tokens WHERE user_id = ? AND ${live('?')} ORDER BY created_at, id
     `).all(userId, now) as unknown as TokenRow[])
   }
 
@@ -166,22 +165,18 @@ class SqliteStore implements TokenStore {
     }))
   }
 
-  stats (now: number): TokenStats {
-    return this.#use(() => this.#prepare(`
-      SELECT count(*) AS total,
-        count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR ?1 < coalesce(refresh_expires_at, expires_at))) AS active,
-        count(*) FILTER (WHERE revoked_at IS NOT NULL) AS revoked,
-        count(*) FILTER (WHERE revoked_at IS NULL AND coalesce(refresh_expires_at, expires_at) <= ?1) AS expired,
-        count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR ?1 < coalesce(refresh_expires_at, expires_at))) AS personal
-      FROM access_tokens WHERE scopes <> ''
-    `).get(now) as unknown as TokenStats)
+  stats (now: number): ClientStats[] {
+    return this.#use(() => this.#prepare(statsQuery('?')).all(now) as unknown as ClientStats[])
+  }
+
+  count (what: Selector | { endedBefore: number }): number {
+    const [text, values] = countQuery(what, '?')
+    return this.#use(() => (this.#prepare(text).get(...values) as { count: number }).count)
   }
 
   purge (before: number, limit: number): number {
     return this.#use(() => Number(this.#prepare(`
-      DELETE FROM access_tokens WHERE id IN (
-        SELECT id FROM access_tokens WHERE revoked_at < ?1 OR (expires_at < ?1 AND (refresh_expires_at IS NULL OR refresh_expires_at < ?1)) LIMIT ?2
-      )
+      DELETE FROM access_tokens WHERE id IN (SELECT id FROM access_tokens WHERE ${ended('?1')} LIMIT ?2)
     `).run(before, limit).changes))
   }
 
