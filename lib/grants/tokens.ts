@@ -5,7 +5,7 @@ import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
 import { createGrantId, createToken, hashToken, isIdentifier, isToken } from '../protocol/secret.js'
 import { newRow } from '../store/schema.js'
-import type { ClientStats, Selector } from '../store/store.js'
+import type { ClientStats, Selector, TokenStore } from '../store/store.js'
 import { grantOf, refusal, type Grant } from './grant.js'
 
 export interface CreateTokenOptions {
@@ -59,7 +59,7 @@ export interface Tokens {
 }
 
 /** Revoked rows outlive every code, or a code could be replayed after its row is gone; the rest of the time is for people. */
-const RETENTION = 30 * 24 * 60 * 60 * 1000
+export const RETENTION = 30 * 24 * 60 * 60 * 1000
 /** Later times are no dates in JavaScript. */
 const LAST_DATE = 8.64e15
 const PURGE_BATCH = 500
@@ -117,10 +117,7 @@ export function createTokens ({ store, scopes, resources, idleLifetime, emit }: 
     },
 
     async revoke (selector) {
-      // An undefined id must not widen what is revoked: { userId, clientId: undefined } is a bug, not "all".
-      const isSelector = ['grantId', 'userId', 'clientId', 'clientId,userId'].includes(Object.keys(selector).sort().join()) &&
-        Object.values(selector).every((value) => isIdentifier(value, MAX_CLIENT_ID_LENGTH))
-      if (!isSelector) throw new SelectorError('revoke', '{ grantId }, { userId }, { userId, clientId } or { clientId }')
+      if (!isSelector(selector)) throw new SelectorError('revoke', '{ grantId }, { userId }, { userId, clientId } or { clientId }')
       const grants = await store.revoke(selector, 'disconnected', Date.now())
       emit(null, { type: 'token.revoked', grantId: null, ...selector, grants, reason: 'disconnected' })
       return grants
@@ -131,16 +128,15 @@ export function createTokens ({ store, scopes, resources, idleLifetime, emit }: 
     },
 
     async purge () {
-      const before = Date.now() - RETENTION
-      let deleted = 0
-      for (let batch = PURGE_BATCH; batch === PURGE_BATCH;) {
-        batch = await store.purge(before, PURGE_BATCH)
-        deleted += batch
-        await new Promise((resolve) => setImmediate(resolve))
-      }
-      return deleted
+      return await purge(store, Date.now() - RETENTION)
     }
   }
+}
+
+/** An undefined id must not widen what is revoked: { userId, clientId: undefined } is a bug, not "all". */
+export function isSelector (value: object): value is Selector {
+  return ['grantId', 'userId', 'clientId', 'clientId,userId'].includes(Object.keys(value).sort().join()) &&
+    Object.values(value).every((id) => isIdentifier(id, MAX_CLIENT_ID_LENGTH))
 }
 
 export function summarize (stats: readonly ClientStats[]): TokenStats {
@@ -154,4 +150,16 @@ export function summarize (stats: readonly ClientStats[]): TokenStats {
     personal: stats.find(({ clientId }) => clientId === null)?.active ?? 0,
     clients: stats.filter(({ clientId }) => clientId !== null)
   }
+}
+
+/** In batches, so that no request waits long for a lock, and what is done stays done wherever this ends. */
+export async function purge (store: TokenStore, before: number, onProgress?: (deleted: number) => void): Promise<number> {
+  let deleted = 0
+  for (let batch = PURGE_BATCH; batch === PURGE_BATCH;) {
+    batch = await store.purge(before, PURGE_BATCH)
+    deleted += batch
+    onProgress?.(deleted)
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  return deleted
 }
