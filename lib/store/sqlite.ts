@@ -9,6 +9,8 @@ import { StoreUnavailableError, type ClientStats, type IssueResult, type Revoked
 export interface SqliteStoreOptions {
   /** File of the database, made if missing; its folder must exist. */
   path: string
+  /** Make the file, and create or upgrade the table, at start. Default true; false where another job does it. */
+  migrate?: boolean
 }
 
 const TABLE = columnDefinitions({ bytes: 'blob', time: 'integer' })
@@ -24,8 +26,8 @@ const SqliteMissingError = createError('FST_MCP_OAUTH_SQLITE_MISSING',
  * One file, one machine; several processes may share it. WAL and `synchronous=FULL`: what was answered survives a
  * crash and a power cut. Uses Node's own SQLite where there is one (22.13 or newer), else `@photostructure/sqlite`.
  */
-export function sqliteStore ({ path }: SqliteStoreOptions): TokenStore {
-  return new SqliteStore(path)
+export function sqliteStore ({ path, migrate = true }: SqliteStoreOptions): TokenStore {
+  return new SqliteStore(path, migrate)
 }
 
 interface PendingIssue {
@@ -37,24 +39,27 @@ interface PendingIssue {
 
 class SqliteStore implements TokenStore {
   readonly #path: string
+  readonly #migrate: boolean
   readonly #lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
   readonly #statements = new Map<string, StatementSyncInstance>()
   #database: DatabaseSyncInstance | undefined
   #pending: PendingIssue[] = []
 
-  constructor (path: string) {
+  constructor (path: string, migrate: boolean) {
     this.#path = path
+    this.#migrate = migrate
   }
 
   async open (): Promise<void> {
     const { DatabaseSync } = await loadDriver()
     const database = this.#use(() => {
       // Nobody else on the machine needs to know who has connected what; SQLite gives its other files the same mode.
-      if (this.#path !== ':memory:' && !existsSync(this.#path)) closeSync(openSync(this.#path, 'a', 0o600))
+      if (this.#path !== ':memory:' && !existsSync(this.#path)) closeSync(openSync(this.#path, this.#migrate ? 'a' : 'r', 0o600))
       this.#database = new DatabaseSync(this.#path)
       this.#database.exec(`PRAGMA busy_timeout = ${BUSY_TIMEOUT}; PRAGMA synchronous = FULL`)
       return this.#database
     })
+    if (!this.#migrate) return
     // SQLite does not wait for other processes that turn a new file to WAL in the same moment, so this does.
     for (const until = Date.now() + BUSY_TIMEOUT; ; await setTimeout(10)) {
       try {
