@@ -313,7 +313,7 @@ function parseRateLimit (rateLimit: RateLimits | false = {}): RateLimits | false
 }
 
 function parseStore (store: unknown = sqliteStore({ path: 'oauth.db' })): TokenStore {
-  const methods = ['open', 'issue', 'findByTokenHash', 'find', 'list', 'rotate', 'revoke', 'touch', 'stats', 'purge', 'close']
+  const methods = ['open', 'issue', 'findByTokenHash', 'find', 'list', 'rotate', 'revoke', 'touch', 'stats', 'count', 'purge', 'close']
   const missing = methods.filter((name) => typeof (store as Record<string, unknown> | null)?.[name] !== 'function')
   expect(missing.length === 0, 'store', 'a token store such as sqliteStore({ path })', `one without ${missing.join(', ')}`)
   return store as TokenStore

@@ -6,6 +6,7 @@ import mcpOAuth, { StoreUnavailableError, type AuditEvent, type TokenStore } fro
 import { sqliteStore } from '../lib/store/sqlite.js'
 import { connectClient, mintToken } from '../lib/testing.js'
 import { FORM, ISSUER, bearer, dance, folder, form, testApp, testOptions } from './app.js'
+import { row } from './store/contract.js'
 
 const METADATA = `resource_metadata="${ISSUER}/.well-known/oauth-protected-resource/mcp"`
 
@@ -222,6 +223,41 @@ t.test('mistakes in protect(), require() and tokens are named, and change nothin
   }
   await t.rejects(tokens.list!({}), { code: 'FST_MCP_OAUTH_INVALID_SELECTOR' })
   t.equal((await app.oauth.tokens.stats()).total, 0)
+})
+
+t.test('the stats of an app are its totals, its personal tokens and one entry a client', async (t) => {
+  const app = await testApp(t)
+  const { tokens } = app.oauth
+  t.strictSame(await tokens.stats(), { total: 0, active: 0, revoked: 0, expired: 0, personal: 0, clients: [] })
+  const kept = await dance(app).connect({ client_name: 'Kept' })
+  await dance(app, 'bob').connect({ client_name: 'Kept' })
+  const left = await dance(app).connect({ client_name: 'Left' })
+  await tokens.revoke({ userId: 'alice', clientId: left.clientId })
+  for (const name of ['one', 'two', 'revoked']) {
+    const { grantId } = await tokens.create({ userId: 'alice', name, scopes: ['read'] })
+    if (name === 'revoked') await tokens.revoke({ grantId })
+  }
+  t.same(await tokens.stats(), {
+    total: 6,
+    active: 4,
+    revoked: 2,
+    expired: 0,
+    personal: 2,
+    clients: [
+      { clientId: kept.clientId, clientName: 'Kept', active: 2, revoked: 0, expired: 0 },
+      { clientId: left.clientId, clientName: 'Left', active: 0, revoked: 1, expired: 0 }
+    ]
+  })
+})
+
+t.test('purge of an app deletes, batch after batch, what ended over 30 days ago', async (t) => {
+  const store = sqliteStore({ path: join(folder(), 'tokens.db') })
+  const app = await testApp(t, { store })
+  const days = (number: number): number => Date.now() - number * 24 * 60 * 60 * 1000
+  await Promise.all(Array.from({ length: 1200 }, async () => await store.issue(row({ revokedAt: days(31), revokedReason: 'disconnected' }))))
+  for (const kept of [row({ expiresAt: days(29) }), row()]) await store.issue(kept)
+  t.equal(await app.oauth.tokens.purge(), 1200)
+  t.equal((await app.oauth.tokens.stats()).total, 2)
 })
 
 t.test('a resource that no route serves is warned of at start', async (t) => {

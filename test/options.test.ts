@@ -131,7 +131,7 @@ const REFUSED: Record<string, Refused[]> = {
     [{ store: 'tokens.db' }, 'store'],
     [{ store: {} }, 'store', 'open, issue'],
     [{ store: sqliteStore }, 'store'],
-    [{ store: { ...Object.fromEntries(['open', 'issue', 'findByTokenHash', 'find', 'list', 'rotate', 'revoke', 'touch', 'stats', 'close'].map((name) => [name, () => {}])) } }, 'store', 'without purge']
+    [{ store: { ...Object.fromEntries(['open', 'issue', 'findByTokenHash', 'find', 'list', 'rotate', 'revoke', 'touch', 'stats', 'count', 'close'].map((name) => [name, () => {}])) } }, 'store', 'without purge']
   ],
   resources: [
     [{ resources: [] }, 'resources', "[{ path: '/mcp' }]", 'got []'],

@@ -88,13 +88,17 @@ t.test('the other programs in the README run as they stand', async (t) => {
   for (const [program, said] of [[2, 'alice alice'], [3, 'authorization_code,refresh_token'], [4, '']] as const) t.equal(await output(programs[program]!), said)
 })
 
-t.test('the README names every option, column, event and file there is, and no other', async (t) => {
+t.test('the README names every option, column, command, event and file there is, and no other', async (t) => {
   const source = (file: string): string => readFileSync(join(root, file), 'utf8')
   const options = [...source('lib/options.ts').matchAll(/^const KNOWN = new Set\(\[([^]*?)\]\)/gm)][0]![1]!.match(/\w+/g)!
   t.strictSame(table('Options').map(([name]) => name!.replaceAll('`', '')).sort(), [...options].sort())
 
   const columns = table('The table').flatMap(([names]) => names!.match(/\w+/g)!)
   t.strictSame(columns.sort(), COLUMNS.map(([, column]) => column).sort())
+
+  const commands = [...source('lib/cli.ts').split('const COMMANDS')[1]!.split('])\n')[0]!.matchAll(/^ {2}\['(\w+)'/gm)].map(([, command]) => command!)
+  t.strictSame(table('Operations').map(([name]) => name!.replaceAll('`', '')), commands)
+  t.strictSame([...source('lib/cli.ts').matchAll(/^ {2}(\w+)(?: \[database\])?  +\w/gm)].map(([, command]) => command!), commands, 'and so does the help')
 
   const events = [...source('lib/events.ts').matchAll(/type: '([\w.]+)'/g)].map(([, type]) => type!)
   const named = readme.split('### Events\n')[1]!.split('. Each has')[0]!.match(/[a-z]+\.[a-z]+/g)!

@@ -6,7 +6,7 @@ import { formatScope } from '../protocol/scope.js'
 import { createGrantId, createToken, hashToken, isIdentifier } from '../protocol/secret.js'
 import { grantOf, refusal, type Grant } from '../store/grant.js'
 import { newRow } from '../store/schema.js'
-import type { Selector, TokenStats } from '../store/store.js'
+import type { ClientStats, Selector, TokenStore } from '../store/store.js'
 import { verifyToken } from './verify.js'
 
 export interface CreateTokenOptions {
@@ -31,6 +31,18 @@ export interface ListedGrant extends Grant {
   lastUsedAt: number | null
 }
 
+export interface TokenStats {
+  total: number
+  /** Neither revoked nor expired. */
+  active: number
+  revoked: number
+  expired: number
+  /** Active personal access tokens. */
+  personal: number
+  /** The most active first. */
+  clients: ClientStats[]
+}
+
 /** `app.oauth.tokens`. Every method may reject with `StoreUnavailableError`. */
 export interface Tokens {
   /** Makes a personal access token. `token` is told this once and stored nowhere. Throws FST_MCP_OAUTH_INVALID_TOKEN_OPTION. */
@@ -41,14 +53,14 @@ export interface Tokens {
   list: (selector: { userId: string }) => Promise<ListedGrant[]>
   /** Ends grants at once, codes on their way included; answers how many were live. */
   revoke: (selector: Selector) => Promise<number>
-  /** Counts rows by state. Reads the whole table. */
+  /** Counts grants by state, in all and by client. Reads the whole table. */
   stats: () => Promise<TokenStats>
   /** Deletes rows that were revoked or expired over 30 days ago; answers how many. Also runs hourly by itself. */
   purge: () => Promise<number>
 }
 
 /** Revoked rows outlive every code, or a code could be replayed after its row is gone; the rest of the time is for people. */
-const RETENTION = 30 * 24 * 60 * 60 * 1000
+export const RETENTION = 30 * 24 * 60 * 60 * 1000
 /** Later times are no dates in JavaScript. */
 const LAST_DATE = 8.64e15
 const PURGE_BATCH = 500
@@ -106,28 +118,49 @@ export function createTokens (settings: Settings): Tokens {
     },
 
     async revoke (selector) {
-      // An undefined id must not widen what is revoked: { userId, clientId: undefined } is a bug, not "all".
-      const isSelector = ['grantId', 'userId', 'clientId', 'clientId,userId'].includes(Object.keys(selector).sort().join()) &&
-        Object.values(selector).every((value) => isIdentifier(value, MAX_CLIENT_ID_LENGTH))
-      if (!isSelector) throw new SelectorError('revoke', '{ grantId }, { userId }, { userId, clientId } or { clientId }')
+      if (!isSelector(selector)) throw new SelectorError('revoke', '{ grantId }, { userId }, { userId, clientId } or { clientId }')
       const grants = await store.revoke(selector, 'disconnected', Date.now())
       emit(null, { type: 'token.revoked', grantId: null, ...selector, grants, reason: 'disconnected' })
       return grants
     },
 
     async stats () {
-      return await store.stats(Date.now())
+      return summarize(await store.stats(Date.now()))
     },
 
     async purge () {
-      const before = Date.now() - RETENTION
-      let deleted = 0
-      for (let batch = PURGE_BATCH; batch === PURGE_BATCH;) {
-        batch = await store.purge(before, PURGE_BATCH)
-        deleted += batch
-        await new Promise((resolve) => setImmediate(resolve))
-      }
-      return deleted
+      return await purge(store, Date.now() - RETENTION)
     }
   }
+}
+
+/** An undefined id must not widen what is revoked: { userId, clientId: undefined } is a bug, not "all". */
+export function isSelector (value: object): value is Selector {
+  return ['grantId', 'userId', 'clientId', 'clientId,userId'].includes(Object.keys(value).sort().join()) &&
+    Object.values(value).every((id) => isIdentifier(id, MAX_CLIENT_ID_LENGTH))
+}
+
+export function summarize (stats: readonly ClientStats[]): TokenStats {
+  const sum = (state: 'active' | 'revoked' | 'expired'): number => stats.reduce((sum, each) => sum + each[state], 0)
+  const [active, revoked, expired] = [sum('active'), sum('revoked'), sum('expired')]
+  return {
+    total: active + revoked + expired,
+    active,
+    revoked,
+    expired,
+    personal: stats.find(({ clientId }) => clientId === null)?.active ?? 0,
+    clients: stats.filter(({ clientId }) => clientId !== null)
+  }
+}
+
+/** In batches, so that no request waits long for a lock, and what is done stays done wherever this ends. */
+export async function purge (store: TokenStore, before: number, onProgress?: (deleted: number) => void): Promise<number> {
+  let deleted = 0
+  for (let batch = PURGE_BATCH; batch === PURGE_BATCH;) {
+    batch = await store.purge(before, PURGE_BATCH)
+    deleted += batch
+    onProgress?.(deleted)
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+  return deleted
 }

@@ -10,6 +10,11 @@ export function createToken (prefix: TokenPrefix): string {
   return prefix + randomBytes(32).toString('base64url')
 }
 
+/** A new client secret. Like a token it is shown once, and only its hash is kept. */
+export function createClientSecret (): string {
+  return `ocs_${randomBytes(32).toString('base64url')}`
+}
+
 /** Whether this plugin could have made the token: anything else needs no look into the store. */
 export function isToken (value: string): boolean {
   return TOKEN.test(value)

@@ -1,8 +1,8 @@
 import createError from '@fastify/error'
 import type { Pool, PoolConfig, QueryResult, QueryResultRow } from 'pg'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, missingParts, selected } from './schema.js'
-import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
+import { COLUMNS, INDEXES, INSERT_LIST, columnDefinitions, countQuery, disconnectMark, ended, findMark, insertValues, live, missingParts, selected, statsQuery } from './schema.js'
+import { StoreUnavailableError, type ClientStats, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
 /** A pool of yours, which stays open when the app closes, or what `pg` takes to make one. */
 export type PostgresStoreOptions = ({ pool: Pool } | PoolConfig) & {
@@ -147,8 +147,7 @@ class PostgresStore implements TokenStore {
 
   async list ({ userId }: { userId: string }, now: number): Promise<TokenRow[]> {
     const { rows } = await this.#query<TokenRow>('list', `
-      SELECT ${SELECT_LIST} FROM access_tokens
-      WHERE user_id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR $2 < coalesce(refresh_expires_at, expires_at)) ORDER BY created_at, id
+      SELECT ${SELECT_LIST} FROM access_tokens WHERE user_id = $1 AND ${live('$2')} ORDER BY created_at, id
     `, [userId, now])
     return rows
   }
@@ -184,21 +183,17 @@ class PostgresStore implements TokenStore {
     `, [ids, ids.map((id) => uses.get(id))])
   }
 
-  async stats (now: number): Promise<TokenStats> {
-    const { rows: [stats] } = await this.#query<TokenStats & QueryResultRow>(null, `
-      SELECT count(*)::float8 AS total,
-        (count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR $1 < coalesce(refresh_expires_at, expires_at))))::float8 AS active,
-        (count(*) FILTER (WHERE revoked_at IS NOT NULL))::float8 AS revoked,
-        (count(*) FILTER (WHERE revoked_at IS NULL AND coalesce(refresh_expires_at, expires_at) <= $1))::float8 AS expired,
-        (count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR $1 < coalesce(refresh_expires_at, expires_at))))::float8 AS personal
-      FROM access_tokens WHERE scopes <> ''
-    `, [now])
-    return stats!
+  async stats (now: number): Promise<ClientStats[]> {
+    return (await this.#query<ClientStats & QueryResultRow>(null, statsQuery('$'), [now])).rows
+  }
+
+  async count (what: Selector | { endedBefore: number }): Promise<number> {
+    return (await this.#query<{ count: number }>(null, ...countQuery(what, '$'))).rows[0]!.count
   }
 
   async purge (before: number, limit: number): Promise<number> {
     const { rowCount } = await this.#query(null, `
-      DELETE FROM access_tokens WHERE id = ANY(ARRAY(SELECT id FROM access_tokens WHERE revoked_at < $1 OR (expires_at < $1 AND (refresh_expires_at IS NULL OR refresh_expires_at < $1)) LIMIT $2))
+      DELETE FROM access_tokens WHERE id = ANY(ARRAY(SELECT id FROM access_tokens WHERE ${ended('$1')} LIMIT $2))
     `, [before, limit])
     return rowCount ?? 0
   }

@@ -86,6 +86,31 @@ export const findMark = (parameter: '$' | '?'): string => `
   ) LIMIT 1
 `
 
+/** Neither revoked nor expired at the parameter. A grant lives while it can be refreshed. */
+export const live = (now: string): string => `revoked_at IS NULL AND (expires_at IS NULL OR ${now} < coalesce(refresh_expires_at, expires_at))`
+
+/** Revoked or expired before the parameter. */
+export const ended = (before: string): string =>
+  `revoked_at < ${before} OR (expires_at < ${before} AND (refresh_expires_at IS NULL OR refresh_expires_at < ${before}))`
+
+/** Rows that come out as `ClientStats`, at the time in the first parameter. Drivers turn doubles into numbers. */
+export const statsQuery = (parameter: '$' | '?'): string => `
+  SELECT client_id AS "clientId", max(client_name) AS "clientName",
+    CAST(count(*) FILTER (WHERE ${live(`${parameter}1`)}) AS float8) AS active,
+    CAST(count(revoked_at) AS float8) AS revoked,
+    CAST(count(*) FILTER (WHERE revoked_at IS NULL AND NOT (${live(`${parameter}1`)})) AS float8) AS expired
+  FROM access_tokens WHERE scopes <> '' GROUP BY client_id ORDER BY active DESC, client_id
+`
+
+/** Counts what a revocation would end or a purge delete. */
+export function countQuery (what: Selector | { endedBefore: number }, parameter: '$' | '?'): [text: string, values: Array<string | number>] {
+  const count = (condition: string): string => `SELECT CAST(count(*) AS float8) AS count FROM access_tokens WHERE ${condition}`
+  if ('endedBefore' in what) return [count(ended(`${parameter}1`)), [what.endedBefore]]
+  const columns = selected(what)
+  const conditions = columns.map(([column], index) => `${column} = ${parameter}${index + 1}`)
+  return [count(`${conditions.join(' AND ')} AND revoked_at IS NULL`), columns.map(([, value]) => value)]
+}
+
 /** The columns and values that a selector compares. */
 export function selected (selector: Selector): Array<[column: string, value: string]> {
   const { grantId, userId, clientId }: AnySelector = selector

@@ -3,12 +3,14 @@ import createError from '@fastify/error'
 import { closeSync, existsSync, openSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, disconnectMark, findMark, insertValues, missingParts, selected } from './schema.js'
-import { StoreUnavailableError, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStats, type TokenStore } from './store.js'
+import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, countQuery, disconnectMark, ended, findMark, insertValues, live, missingParts, selected, statsQuery } from './schema.js'
+import { StoreUnavailableError, type ClientStats, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
 export interface SqliteStoreOptions {
   /** File of the database, made if missing; its folder must exist. */
   path: string
+  /** Make the file, and create or upgrade the table, at start. Default true; false where another job does it. */
+  migrate?: boolean
 }
 
 const TABLE = columnDefinitions({ bytes: 'blob', time: 'integer' })
@@ -24,8 +26,8 @@ const SqliteMissingError = createError('FST_MCP_OAUTH_SQLITE_MISSING',
  * One file, one machine; several processes may share it. WAL and `synchronous=FULL`: what was answered survives a
  * crash and a power cut. Uses Node's own SQLite where there is one (22.13 or newer), else `@photostructure/sqlite`.
  */
-export function sqliteStore ({ path }: SqliteStoreOptions): TokenStore {
-  return new SqliteStore(path)
+export function sqliteStore ({ path, migrate = true }: SqliteStoreOptions): TokenStore {
+  return new SqliteStore(path, migrate)
 }
 
 interface PendingIssue {
@@ -37,24 +39,27 @@ interface PendingIssue {
 
 class SqliteStore implements TokenStore {
   readonly #path: string
+  readonly #migrate: boolean
   readonly #lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
   readonly #statements = new Map<string, StatementSyncInstance>()
   #database: DatabaseSyncInstance | undefined
   #pending: PendingIssue[] = []
 
-  constructor (path: string) {
+  constructor (path: string, migrate: boolean) {
     this.#path = path
+    this.#migrate = migrate
   }
 
   async open (): Promise<void> {
     const { DatabaseSync } = await loadDriver()
     const database = this.#use(() => {
       // Nobody else on the machine needs to know who has connected what; SQLite gives its other files the same mode.
-      if (this.#path !== ':memory:' && !existsSync(this.#path)) closeSync(openSync(this.#path, 'a', 0o600))
+      if (this.#path !== ':memory:' && !existsSync(this.#path)) closeSync(openSync(this.#path, this.#migrate ? 'a' : 'r', 0o600))
       this.#database = new DatabaseSync(this.#path)
       this.#database.exec(`PRAGMA busy_timeout = ${BUSY_TIMEOUT}; PRAGMA synchronous = FULL`)
       return this.#database
     })
+    if (!this.#migrate) return
     // SQLite does not wait for other processes that turn a new file to WAL in the same moment, so this does.
     for (const until = Date.now() + BUSY_TIMEOUT; ; await setTimeout(10)) {
       try {
@@ -128,8 +133,7 @@ class SqliteStore implements TokenStore {
 
   list ({ userId }: { userId: string }, now: number): TokenRow[] {
     return this.#use(() => this.#prepare(`
-      SELECT ${SELECT_LIST} FROM access_tokens
-      WHERE user_id = ? AND revoked_at IS NULL AND (expires_at IS NULL OR ? < coalesce(refresh_expires_at, expires_at)) ORDER BY created_at, id
+      SELECT ${SELECT_LIST} FROM access_tokens WHERE user_id = ? AND ${live('?')} ORDER BY created_at, id
     `).all(userId, now) as unknown as TokenRow[])
   }
 
@@ -166,22 +170,18 @@ class SqliteStore implements TokenStore {
     }))
   }
 
-  stats (now: number): TokenStats {
-    return this.#use(() => this.#prepare(`
-      SELECT count(*) AS total,
-        count(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR ?1 < coalesce(refresh_expires_at, expires_at))) AS active,
-        count(*) FILTER (WHERE revoked_at IS NOT NULL) AS revoked,
-        count(*) FILTER (WHERE revoked_at IS NULL AND coalesce(refresh_expires_at, expires_at) <= ?1) AS expired,
-        count(*) FILTER (WHERE client_id IS NULL AND revoked_at IS NULL AND (expires_at IS NULL OR ?1 < coalesce(refresh_expires_at, expires_at))) AS personal
-      FROM access_tokens WHERE scopes <> ''
-    `).get(now) as unknown as TokenStats)
+  stats (now: number): ClientStats[] {
+    return this.#use(() => this.#prepare(statsQuery('?')).all(now) as unknown as ClientStats[])
+  }
+
+  count (what: Selector | { endedBefore: number }): number {
+    const [text, values] = countQuery(what, '?')
+    return this.#use(() => (this.#prepare(text).get(...values) as { count: number }).count)
   }
 
   purge (before: number, limit: number): number {
     return this.#use(() => Number(this.#prepare(`
-      DELETE FROM access_tokens WHERE id IN (
-        SELECT id FROM access_tokens WHERE revoked_at < ?1 OR (expires_at < ?1 AND (refresh_expires_at IS NULL OR refresh_expires_at < ?1)) LIMIT ?2
-      )
+      DELETE FROM access_tokens WHERE id IN (SELECT id FROM access_tokens WHERE ${ended('?1')} LIMIT ?2)
     `).run(before, limit).changes))
   }
 

@@ -51,14 +51,15 @@ export type Selector =
   | { userId: string, clientId?: string }
   | { clientId: string }
 
-export interface TokenStats {
-  total: number
+/** A client's grants by state. Each is in exactly one. */
+export interface ClientStats {
+  /** Null for personal access tokens. */
+  clientId: string | null
+  clientName: string | null
   /** Neither revoked nor expired. */
   active: number
   revoked: number
   expired: number
-  /** Active personal access tokens. */
-  personal: number
 }
 
 /** The successor of a row's token pair. */
@@ -109,7 +110,11 @@ export interface TokenStore {
   /** Notes that a token was used. Written behind, coalesced, flushed by `close()`. Never throws. */
   touch (grantId: string, now: number): void
 
-  stats (now: number): Answer<TokenStats>
+  /** Counts grants by client and state at `now`, the client with the most active ones first. */
+  stats (now: number): Answer<ClientStats[]>
+
+  /** How many grants `revoke()` would end, or how many rows `purge()` would delete in all. */
+  count (what: Selector | { endedBefore: number }): Answer<number>
 
   /** Deletes at most `limit` rows that were revoked or expired before `before`; answers how many. */
   purge (before: number, limit: number): Answer<number>

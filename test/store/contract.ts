@@ -1,7 +1,8 @@
 import { createHash, randomBytes } from 'node:crypto'
 import type { Test } from 'tap'
+import { summarize } from '../../lib/grants/tokens.js'
 import { newRow } from '../../lib/store/schema.js'
-import type { TokenRow, TokenStore } from '../../lib/store/store.js'
+import type { Selector, TokenRow, TokenStore } from '../../lib/store/store.js'
 
 const NOW = 1_800_000_000_000
 
@@ -124,7 +125,7 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
       t.equal(await issue({ userId: 'dave' }), 'issued')
       t.equal(await issue({}), 'issued')
       t.equal(await store.issue(row({ userId: 'carol' }), { codeIssuedAt: NOW + 1 }), 'issued', 'a later code')
-      t.equal((await store.stats(NOW)).total, 3, 'and counts as no grant')
+      t.equal(summarize(await store.stats(NOW)).total, 3, 'and counts as no grant')
     })
 
     await test('a personal token that was revoked stops no code', async (t, store) => {
@@ -216,20 +217,63 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
       t.equal(await other.issue(shared), 'replayed')
     })
 
-    await test('stats count rows by state', async (t, store) => {
-      t.strictSame({ ...await store.stats(NOW) }, { total: 0, active: 0, revoked: 0, expired: 0, personal: 0 })
-      const revoked = row()
-      for (const each of [row(), row({ clientId: null }), row({ expiresAt: NOW + 1 }), row({ expiresAt: NOW }), revoked]) await store.issue(each)
-      await store.revoke({ grantId: revoked.id }, 'disconnected', NOW)
-      t.strictSame({ ...await store.stats(NOW) }, { total: 5, active: 3, revoked: 1, expired: 1, personal: 1 })
+    await test('stats are one entry a client, the most active first, with each grant in exactly one state', async (t, store) => {
+      t.strictSame(await store.stats(NOW), [])
+      const revoked = [row(), row({ expiresAt: NOW }), row({ clientId: null })]
+      for (const each of [
+        row(),
+        row({ expiresAt: NOW + 1 }),
+        row({ expiresAt: NOW - 1, refreshExpiresAt: NOW + 1 }),
+        row({ expiresAt: NOW }),
+        row({ expiresAt: NOW - 1, refreshExpiresAt: NOW }),
+        row({ clientId: 'other', clientName: 'Other', expiresAt: NOW }),
+        row({ clientId: 'nameless', clientName: null }),
+        row({ clientId: 'nameless', clientName: null }),
+        row({ clientId: null, clientName: null, name: 'script' }),
+        ...revoked
+      ]) await store.issue(each)
+      for (const { id } of revoked) await store.revoke({ grantId: id }, 'client_revoked', NOW)
+      t.strictSame((await store.stats(NOW)).map((each) => ({ ...each })), [
+        { clientId: 'app', clientName: 'App', active: 3, revoked: 2, expired: 2 },
+        { clientId: 'nameless', clientName: null, active: 2, revoked: 0, expired: 0 },
+        { clientId: null, clientName: 'App', active: 1, revoked: 1, expired: 0 },
+        { clientId: 'other', clientName: 'Other', active: 0, revoked: 0, expired: 1 }
+      ])
+    })
+
+    await test('what a disconnect leaves behind is no grant in the stats', async (t, store) => {
+      for (const selector of [{ userId: 'carol' }, { clientId: 'app' }, { grantId: 'pending' }]) await store.revoke(selector, 'disconnected', NOW)
+      t.strictSame(await store.stats(NOW), [])
+    })
+
+    await test('count says how many grants revoke would end, and changes nothing', async (t, store) => {
+      const one = row()
+      for (const each of [one, row(), row({ expiresAt: NOW - 1 }), row({ clientId: 'other' }), row({ userId: 'bob' }), row({ clientId: null })]) await store.issue(each)
+      const ended = row()
+      await store.issue(ended)
+      await store.revoke({ grantId: ended.id }, 'client_revoked', NOW)
+      const selectors: Array<[Selector, number]> = [
+        [{ grantId: ended.id }, 0], [{ grantId: 'nothing' }, 0], [{ userId: 'nobody' }, 0],
+        [{ grantId: one.id }, 1], [{ userId: 'alice', clientId: 'app' }, 2], [{ clientId: 'app' }, 1], [{ userId: 'alice' }, 2]
+      ]
+      for (const [selector, expected] of selectors) {
+        t.equal(await store.count(selector), expected, JSON.stringify(selector))
+        t.equal(await store.count(selector), expected, 'and again')
+        t.equal(await store.revoke(selector, 'disconnected', NOW), expected)
+        t.equal(await store.count(selector), 0)
+      }
     })
 
     await test('purge deletes what ended before a time, in bounded batches, and nothing that lives', async (t, store) => {
-      const live = [row(), row({ expiresAt: NOW + 1000 })]
+      const live = [row(), row({ expiresAt: NOW + 1000 }), row({ expiresAt: NOW - 1, refreshExpiresAt: NOW })]
       const ended = Array.from({ length: 7 }, (_, index) => row(index % 2 === 0 ? { expiresAt: NOW - 1 } : { revokedAt: NOW - 1, revokedReason: 'disconnected' }))
       const recent = row({ revokedAt: NOW, revokedReason: 'disconnected' })
       for (const each of [...live, ...ended, recent]) await store.issue(each)
+      t.equal(await store.count({ endedBefore: NOW }), 7, 'count says how many there are in all')
       t.strictSame([await store.purge(NOW, 5), await store.purge(NOW, 5), await store.purge(NOW, 5)], [5, 2, 0])
+      t.equal(await store.count({ endedBefore: NOW }), 0)
+      await store.revoke({ userId: 'carol' }, 'disconnected', NOW)
+      t.equal(await store.count({ endedBefore: NOW + 1 }), 3, 'what a disconnect left behind included')
       for (const each of [...live, recent]) t.not(await store.find(each.id), null)
     })
 
