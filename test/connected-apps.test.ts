@@ -124,6 +124,52 @@ t.test('a personal token is shown once, works, and is revoked', async (t) => {
   t.equal((await list('alice')).personalTokens.length, 0)
 })
 
+t.test('a personal token lives as long as its user chose, and no longer', async (t) => {
+  const { app, get, list, post, ticket, works } = await connectedApps(t)
+  const day = 24 * 60 * 60 * 1000
+  const start = Date.now()
+  let now = start
+  t.capture(Date, 'now', () => now)
+  t.match((await get('alice')).body, /<option value="30">30 days<[^]*<option value="90" selected>90 days<[^]*<option value="365">365 days<[^]*<option value="">/)
+
+  const tokens = new Map<string, string>()
+  for (const days of ['30', '90', '365', '', undefined]) {
+    const fields = { name: `for ${days === '' ? 'ever' : days}`, scope: 'read', ...(days !== undefined && { days }) }
+    const created = await post('alice', { ticket: await ticket('alice'), ...fields }, JSON_ONLY)
+    t.equal(created.statusCode, 201, fields.name)
+    tokens.set(fields.name, created.json<{ token: string }>().token)
+  }
+  const { personalTokens } = await list('alice')
+  t.strictSame(new Map(personalTokens.map(({ name, expiresAt }) => [name, expiresAt])), new Map([
+    ['for 30', start + 30 * day], ['for 90', start + 90 * day], ['for 365', start + 365 * day], ['for ever', null], ['for undefined', null]
+  ]))
+  const page = (await get('alice')).body
+  for (const days of [30, 90, 365]) {
+    const ends = new Date(start + days * day).toISOString()
+    t.ok(page.includes(`expires <time datetime="${ends}">${ends.slice(0, 10)}</time>`), String(days))
+  }
+  t.equal(page.match(/ · expires /g)?.length, 3, 'nothing is said of the others')
+  t.match((await post('alice', { ticket: await ticket('alice'), name: 'as a page', scope: 'read', days: '30' })).body, /as a page<\/bdi><\/h3>[^]*expires <time/)
+
+  for (const days of ['0', '1', '31', '-30', '30.0', '030', ' 30', '3e1', 'Infinity', 'null', '99999999', 'x'.repeat(1000)]) {
+    const refused = await post('alice', { ticket: await ticket('alice'), name: 'refused', scope: 'read', days }, JSON_ONLY)
+    t.equal(refused.statusCode, 400, days.slice(0, 40))
+    t.equal(refused.json().error, 'invalid_request')
+  }
+  t.equal((await list('alice')).personalTokens.length, 6)
+
+  for (const [name, days] of [['for 30', 30], ['for 90', 90], ['for 365', 365]] as Array<[string, number]>) {
+    now = start + days * day - 1
+    t.ok(await works(tokens.get(name)!), name)
+    now += 1
+    t.notOk(await works(tokens.get(name)!), name)
+    t.notOk((await list('alice')).personalTokens.some((token) => token.name === name), 'and it is on no list')
+  }
+  now = start + 100 * 365 * day
+  for (const name of ['for ever', 'for undefined']) t.ok(await works(tokens.get(name)!), name)
+  t.equal((await app.oauth.tokens.stats()).personal, 2)
+})
+
 t.test('the same in JSON', async (t) => {
   const { app, get, list, post, ticket } = await connectedApps(t)
   const { clientId } = await connectClient(app, { headers: { 'x-user': 'alice' } })

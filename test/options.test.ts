@@ -1,5 +1,5 @@
 import Fastify, { type FastifyInstance } from 'fastify'
-import { randomBytes } from 'node:crypto'
+import { generateKeyPairSync, hash, randomBytes, type KeyObject } from 'node:crypto'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
@@ -45,6 +45,12 @@ circular.self = circular
 
 const resourcesWith = (changes: Loose): Loose => ({ resources: [{ path: '/mcp', ...changes }] })
 const clientsWith = (changes: Loose): Loose => ({ clients: [{ clientId: 'chat', clientName: 'Chat', redirectUris: ['https://chat.example/cb'], ...changes }] })
+const HASH = hash('sha256', 'a secret', 'base64url')
+const confidentialWith = (changes: Loose): Loose => clientsWith({ clientSecretHashes: [HASH], ...changes })
+const jwk = (key: KeyObject, changes: object = {}) => ({ ...key.export({ format: 'jwk' }), ...changes })
+const ec = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 })
+const keysOf = (...keys: unknown[]): Loose => clientsWith({ jwks: { keys } })
 const registrationOf = (uri: unknown): Loose => ({ registration: { redirectUris: [uri] } })
 
 const REFUSED: Record<string, Refused[]> = {
@@ -197,6 +203,71 @@ const REFUSED: Record<string, Refused[]> = {
     [clientsWith({ clientId: 'x'.repeat(2049) }), 'clients[0].clientId'],
     [{ clients: [...(clientsWith({}).clients as object[]), ...(clientsWith({ clientName: 'Other' }).clients as object[])] }, 'clients[1].clientId', 'got chat']
   ],
+  'clients, where a secret is wrong': [
+    [clientsWith({ clientSecretHashes: ['a secret'] }), 'clients[0].clientSecretHashes[0]', 'a SHA-256 in base64url or hexadecimal', 'npx fastify-mcp-oauth secret', 'got a string of 8 characters'],
+    [clientsWith({ clientSecretHashes: [HASH, HASH.slice(1)] }), 'clients[0].clientSecretHashes[1]', 'got a string of 42 characters'],
+    [clientsWith({ clientSecretHashes: [`${HASH}=`] }), 'clients[0].clientSecretHashes[0]'],
+    [clientsWith({ clientSecretHashes: [hash('sha512', 'a secret', 'hex')] }), 'clients[0].clientSecretHashes[0]'],
+    [clientsWith({ clientSecretHashes: [''] }), 'clients[0].clientSecretHashes[0]'],
+    [clientsWith({ clientSecretHashes: [] }), 'clients[0].clientSecretHashes', 'one or more', 'got an empty list'],
+    [clientsWith({ clientSecretHashes: HASH }), 'clients[0].clientSecretHashes', 'a list', 'got string'],
+    [clientsWith({ clientSecretHashes: [hash('sha256', 'a secret', 'buffer')] }), 'clients[0].clientSecretHashes'],
+    [clientsWith({ clientSecretHashes: null }), 'clients[0].clientSecretHashes'],
+    [clientsWith({ clientSecret: 'a secret' }), 'clients[0].clientSecret', 'clientSecretHashes']
+  ],
+  'clients, where a key is wrong': [
+    [keysOf(jwk(ec.privateKey)), 'clients[0].jwks.keys[0]', 'a public key', 'got a private'],
+    [keysOf(jwk(rsa.privateKey)), 'clients[0].jwks.keys[0]'],
+    [keysOf({ kty: 'oct', k: randomBytes(32).toString('base64url') }), 'clients[0].jwks.keys[0]'],
+    [keysOf({ ...jwk(ec.publicKey), k: 'x' }), 'clients[0].jwks.keys[0]'],
+    [keysOf({}), 'clients[0].jwks.keys[0]'],
+    [keysOf('key'), 'clients[0].jwks.keys[0]'],
+    [keysOf(null), 'clients[0].jwks.keys[0]'],
+    [keysOf(jwk(ec.publicKey, { x: 'x' })), 'clients[0].jwks.keys[0]'],
+    [keysOf(jwk(ec.publicKey), jwk(rsa.publicKey)), 'clients[0].jwks.keys[0].kid', 'since there are several', 'got nothing'],
+    [keysOf(jwk(ec.publicKey, { kid: 'a' }), jwk(rsa.publicKey)), 'clients[0].jwks.keys[1].kid'],
+    [keysOf(jwk(ec.publicKey, { kid: 'a' }), jwk(rsa.publicKey, { kid: 5 })), 'clients[0].jwks.keys[1].kid', 'got 5'],
+    [keysOf(), 'clients[0].jwks', '{ keys: [public key, …] }'],
+    [clientsWith({ jwks: [jwk(ec.publicKey)] }), 'clients[0].jwks'],
+    [clientsWith({ jwks: jwk(ec.publicKey) }), 'clients[0].jwks'],
+    [clientsWith({ jwks: 'https://chat.example/jwks' }), 'clients[0].jwks', 'got string'],
+    [confidentialWith({ jwks: { keys: [jwk(ec.publicKey)] } }), 'clients[0].jwks', 'one way to authenticate', 'got both']
+  ],
+  'clients, where no assertion could ever be checked with a key': [
+    [keysOf(jwk(generateKeyPairSync('rsa', { modulusLength: 1024 }).publicKey)), 'clients[0].jwks.keys[0]', 'ES256, ES384, PS256, RS256, EdDSA'],
+    [keysOf(jwk(generateKeyPairSync('x25519').publicKey)), 'clients[0].jwks.keys[0]'],
+    [keysOf(jwk(generateKeyPairSync('ec', { namedCurve: 'secp256k1' }).publicKey)), 'clients[0].jwks.keys[0]'],
+    [keysOf(jwk(generateKeyPairSync('ec', { namedCurve: 'P-521' }).publicKey)), 'clients[0].jwks.keys[0]'],
+    [keysOf(jwk(ec.publicKey, { use: 'enc' })), 'clients[0].jwks.keys[0]'],
+    [keysOf(jwk(rsa.publicKey, { alg: 'RSA-OAEP' })), 'clients[0].jwks.keys[0]'],
+    [keysOf(jwk(rsa.publicKey, { alg: 'HS256' })), 'clients[0].jwks.keys[0]'],
+    [keysOf(jwk(ec.publicKey, { kid: 'a' }), jwk(generateKeyPairSync('ec', { namedCurve: 'P-256' }).publicKey, { kid: 'a' })), 'clients[0].jwks.keys[1].kid', 'a name of its own', 'got a']
+  ],
+  'clients, where what they may do is wrong': [
+    [clientsWith({ scopes: ['read'] }), 'clients[0].scopes', 'a public client has nothing for itself'],
+    [clientsWith({ introspects: ['http://localhost:3000/mcp'] }), 'clients[0].introspects', 'clientSecretHashes or jwks beside it'],
+    [confidentialWith({ scopes: ['read', 'red'] }), 'clients[0].scopes', 'among read, write', 'got red'],
+    [confidentialWith({ scopes: ['toString'] }), 'clients[0].scopes'],
+    [confidentialWith({ scopes: [] }), 'clients[0].scopes', 'got []'],
+    [confidentialWith({ scopes: 'read' }), 'clients[0].scopes', 'got read'],
+    [confidentialWith({ introspects: ['/mcp'] }), 'clients[0].introspects', 'among http://localhost:3000/mcp', 'got /mcp'],
+    [confidentialWith({ introspects: ['http://localhost:3000/mcp', 'https://files.example.com/mcp'] }), 'clients[0].introspects', 'got https://files.example.com/mcp'],
+    [confidentialWith({ introspects: [] }), 'clients[0].introspects'],
+    [confidentialWith({ introspects: true }), 'clients[0].introspects', 'got true'],
+    [confidentialWith({ redirectUris: undefined }), 'clients[0].redirectUris', 'for a client without scopes and introspects']
+  ],
+  'resources that another server serves': [
+    [resourcesWith({ url: 'https://files.example.com/mcp' }), 'resources[0].url', 'either a path or a url', 'got https://files.example.com/mcp'],
+    ...[5, '', null, '/mcp', 'files.example.com/mcp', 'http://files.example.com/mcp', 'https://files.example.com/mcp/', 'https://files.example.com/mcp?a=b', 'https://files.example.com/mcp#a', 'https://user@files.example.com/mcp', 'https://FILES.example.com/mcp', 'https://files.example.com/a/../mcp', 'javascript:alert(1)']
+      .map((url): Refused => [resourcesWith({ path: undefined, url }), 'resources[0].url', 'such as https://files.example.com/mcp']),
+    [{ resources: [{ url: 'https://files.example.com/mcp' }, { path: '/mcp' }, { url: 'https://files.example.com/mcp' }] }, 'resources[2].url', 'a url of its own'],
+    [{ resources: [{ path: '/mcp' }, { url: 'http://localhost:3000/mcp' }] }, 'resources[1].url', 'a url of its own', 'got http://localhost:3000/mcp']
+  ],
+  findUser: [true, 'alice', null].map((findUser): Refused => [{ findUser }, 'findUser', 'a function (userId)', `got ${findUser}`]),
+  userinfo: [
+    [{ userinfo: true, findUser: () => null }, 'userinfo', 'a function (user, grant)', 'got true'],
+    [{ userinfo: () => ({}) }, 'userinfo', 'findUser beside it', 'got a function']
+  ],
   connectedApps: [
     [{ connectedApps: true }, 'connectedApps', "false or an object such as { path: '/my/connected_apps' }", 'got true'],
     [{ connectedApps: '/apps' }, 'connectedApps', 'got /apps'],
@@ -270,6 +341,9 @@ t.test('no message ever holds a key', async (t) => {
   const secret = `${randomBytes(20).toString('base64url')}!`
   for (const changes of [
     { keys: secret }, { keys: [secret] }, { keys: [KEY, secret] }, { keys: { current: secret } }, { keys: [[secret]] }, { keys: [{ secret }] }, { keys: [Buffer.from(secret)] },
+    clientsWith({ clientSecretHashes: [secret] }), clientsWith({ clientSecretHashes: secret }), clientsWith({ clientSecretHashes: [[secret]] }), clientsWith({ clientSecretHashes: { current: secret } }),
+    clientsWith({ clientSecret: secret }), clientsWith({ client_secret: secret }), clientsWith({ clientSecretHashes: [HASH, secret], scopes: ['red'] }), clientsWith({ jwks: secret }), keysOf(secret), keysOf({ kty: 'oct', k: secret }), keysOf(jwk(ec.privateKey, { d: secret })),
+    { clients: { clientId: 'chat', clientSecretHashes: [secret] } }, { clients: { chat: { clientSecret: secret } } }, { clients: [[{ clientSecretHashes: [secret] }]] },
     { key: secret }, { secret: [secret] }, { keys: [KEY, randomBytes(32).toString('base64url')], issuer: '' }
   ] as Loose[]) {
     const { code, message } = await bootError(appWith(t, changes))
@@ -391,6 +465,9 @@ t.test('every option boots in each of its documented forms', async (t) => {
     { codeLifetime: 1 }, { codeLifetime: 600 },
     { registration: { enabled: false } }, { registration: { redirectUris: ['https://vscode.dev/redirect', 'cursor://anysphere.cursor-mcp/oauth/callback'] } }, { registration: {} },
     clientsWith({}), clientsWith({ redirectUris: ['com.example.app:/callback', 'http://localhost/cb'] }), { clients: [] }, { clients: async () => null },
+    confidentialWith({}), confidentialWith({ clientSecretHashes: [HASH, hash('sha256', 'another', 'hex')] }), confidentialWith({ redirectUris: undefined, scopes: ['read'] }), confidentialWith({ redirectUris: [], introspects: ['http://localhost:3000/mcp/'] }),
+    keysOf(jwk(ec.publicKey)), keysOf(jwk(ec.publicKey, { kid: 'a', use: 'sig', alg: 'ES256' }), jwk(rsa.publicKey, { kid: 'b', alg: 'PS256' })), keysOf(jwk(generateKeyPairSync('ed25519').publicKey)), keysOf(jwk(generateKeyPairSync('ec', { namedCurve: 'P-384' }).publicKey)),
+    { resources: [{ path: '/mcp' }, { url: 'https://files.example.com/mcp', name: 'Files' }] }, { resources: [{ url: 'https://files.example.com' }] }, { findUser: () => null }, { findUser: async () => null, userinfo: async () => ({}) },
     { connectedApps: false }, { connectedApps: {} }, { connectedApps: { path: '/settings/apps' } },
     { rateLimit: false }, { rateLimit: {} }, { rateLimit: { register: false, token: { max: 5, timeWindow: 1000 }, keyGenerator: () => 'x' } },
     { views: folder() }, { rootAliases: true }, { fallbackToken: async () => null }, { onEvent: () => {} }

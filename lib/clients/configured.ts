@@ -1,6 +1,7 @@
 import { createLocalJWKSet, type JSONWebKeySet } from 'jose'
 import { createPublicKey, type JsonWebKeyInput } from 'node:crypto'
 import { expect, expectNames, isObject, isStrings } from '../expect.js'
+import { ASSERTION_ALGORITHMS } from '../protocol/client-authentication.js'
 import { isRedirectUri } from '../protocol/redirect-uri.js'
 import { findResource, type Resource } from '../protocol/resource.js'
 import type { ScopeCatalogue } from '../protocol/scope.js'
@@ -45,7 +46,7 @@ export function configuredClients (clients: ConfiguredClients = [], known: Known
     }
     return { find, clients: undefined }
   }
-  expect(Array.isArray(clients), 'clients', 'a list of { clientId, clientName, redirectUris }, or a function', clients)
+  expect(Array.isArray(clients), 'clients', 'a list of { clientId, clientName, redirectUris }, or a function', isObject(clients) ? 'an object' : clients)
   const parsed = clients.map((client, index) => parseClient(client, `clients[${index}]`, known))
   const find = (clientId: string): Client | undefined => parsed.find((client) => client.clientId === clientId)
   parsed.forEach((client, index) => expect(find(client.clientId) === client, `clients[${index}].clientId`, 'an id of its own', client.clientId))
@@ -53,7 +54,7 @@ export function configuredClients (clients: ConfiguredClients = [], known: Known
 }
 
 function parseClient (client: unknown, at: string, known: Known): Client {
-  expect(isObject(client), at, 'an object { clientId, clientName, redirectUris }', client)
+  expect(isObject(client), at, 'an object { clientId, clientName, redirectUris }', Array.isArray(client) ? 'a list' : client)
   expectNames(client, `${at}.`, ['clientId', 'clientName', 'redirectUris', 'clientSecretHashes', 'jwks', 'scopes', 'introspects'])
   const { clientId, clientName, redirectUris = [], clientSecretHashes, jwks, scopes, introspects } = client
   expect(typeof clientId === 'string' && clientId !== '' && clientId.length <= MAX_CLIENT_ID_LENGTH, `${at}.clientId`, `a string of at most ${MAX_CLIENT_ID_LENGTH} characters`, clientId)
@@ -81,11 +82,11 @@ export function expectRedirectUris (uris: unknown, at: string): asserts uris is 
   uris.forEach((uri, index) => expect(isRedirectUri(uri) && !uri.includes('*'), `${at}[${index}]`, 'an https URL, a loopback http URL or a private-use scheme, without fragment or wildcard', uri))
 }
 
+/** What was given may be the secret itself, so only its form is told. */
 function parseSecretHashes (hashes: unknown, at: string): Buffer[] {
-  expect(isStrings(hashes) && hashes.length > 0, at, 'a list of one or more SHA-256 hashes', hashes)
+  expect(isStrings(hashes) && hashes.length > 0, at, 'a list of one or more SHA-256 hashes', Array.isArray(hashes) ? 'an empty list, or one of other things' : typeof hashes)
   return hashes.map((hash, index) => {
     const bytes = Buffer.from(hash, /^[0-9a-f]{64}$/i.test(hash) ? 'hex' : 'base64url')
-    // What was given may be the secret itself, so only its form is told.
     expect(bytes.length === 32 && /^[\w-]+$/.test(hash), `${at}[${index}]`, 'a SHA-256 in base64url or hexadecimal, such as `npx fastify-mcp-oauth secret` prints', `a string of ${hash.length} characters`)
     return bytes
   })
@@ -95,15 +96,20 @@ function parseJwks (jwks: unknown, at: string): JSONWebKeySet {
   expect(isObject(jwks) && Array.isArray(jwks.keys) && jwks.keys.length > 0, at, 'an object { keys: [public key, …] }', typeof jwks)
   const { keys } = jwks
   keys.forEach((key: unknown, index) => {
-    expect(isObject(key) && !('d' in key) && !('k' in key) && isPublicKey(key), `${at}.keys[${index}]`, 'a public key as a JWK', 'a private or unreadable one')
-    expect(keys.length === 1 || typeof key.kid === 'string', `${at}.keys[${index}].kid`, 'a name, since there are several', key.kid)
+    expect(isObject(key) && !('d' in key) && !('k' in key) && isVerificationKey(key), `${at}.keys[${index}]`, `a public key as a JWK, for one of ${ASSERTION_ALGORITHMS.join(', ')}`, 'a private or unreadable one, or one for something else')
+    const isNamed = typeof key.kid === 'string' && keys.findIndex((other: { kid?: unknown }) => other.kid === key.kid) === index
+    expect(keys.length === 1 || isNamed, `${at}.keys[${index}].kid`, 'a name of its own, since there are several', key.kid)
   })
   return jwks as unknown as JSONWebKeySet
 }
 
-function isPublicKey (jwk: object): boolean {
+/** Whether assertions can be checked with it: one that no algorithm takes would refuse its client for ever. */
+function isVerificationKey (jwk: Record<string, unknown>): boolean {
+  const { use = 'sig', alg = ASSERTION_ALGORITHMS[0] } = jwk
   try {
-    return createPublicKey({ key: jwk as JsonWebKeyInput['key'], format: 'jwk' }).type === 'public'
+    const { asymmetricKeyType: type, asymmetricKeyDetails: { modulusLength = 0, namedCurve = '' } = {} } = createPublicKey({ key: jwk as JsonWebKeyInput['key'], format: 'jwk' })
+    const isTaken = type === 'ed25519' || (type === 'rsa' && modulusLength >= 2048) || ['prime256v1', 'secp384r1'].includes(namedCurve)
+    return isTaken && use === 'sig' && ASSERTION_ALGORITHMS.includes(alg as string)
   } catch {
     return false
   }

@@ -33,7 +33,7 @@ export async function introspectionEndpoint (app: FastifyInstance, settings: Set
       scope: row.scopes,
       // A token for any resource of this app is for those of the one who asks.
       aud: row.resource ?? introspects,
-      iat: Math.floor(row.createdAt / 1000),
+      iat: Math.floor((row.refreshedAt ?? row.createdAt) / 1000),
       jti: row.id,
       ...(row.expiresAt !== null && { exp: Math.floor(row.expiresAt / 1000) }),
       ...(row.userId !== null && { sub: row.userId }),

@@ -16,8 +16,9 @@ export async function userinfoEndpoint (app: FastifyInstance, settings: Settings
   app.get('', async (request, reply) => {
     const token = bearerToken(request.headers.authorization)
     const { row, reason } = await verifyToken(settings, token, undefined, Date.now())
-    if (row === null || reason !== undefined) throw refuse(token === '' ? 'token_missing' : reason ?? 'token_unknown')
+    if (row === null) throw refuse(token === '' ? 'token_missing' : 'token_unknown')
     const about = { userId: row.userId, clientId: row.clientId, grantId: row.id }
+    if (reason !== undefined) throw refuse(reason, about)
     if (row.userId === null) throw refuse('token_without_user', about)
     const user = await findUser!(row.userId)
     if (user == null) throw refuse('user_unknown', about)
@@ -25,7 +26,10 @@ export async function userinfoEndpoint (app: FastifyInstance, settings: Settings
   })
 
   app.setErrorHandler((thrown, request, reply) => {
-    if (thrown instanceof OAuthError && thrown.code === 'invalid_token') reply.header('www-authenticate', formatChallenge({ error: 'invalid_token', error_description: thrown.description }))
+    if (thrown instanceof OAuthError && thrown.code === 'invalid_token') {
+      // RFC 6750 §3.1: who showed no token made no error.
+      reply.header('www-authenticate', formatChallenge(thrown.reason === 'token_missing' ? { realm: 'oauth' } : { error: 'invalid_token', error_description: thrown.description }))
+    }
     return asJson(thrown, request, reply)
   })
   const asJson = jsonErrorHandler((request, { code, reason, about }) => {

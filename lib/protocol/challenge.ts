@@ -1,5 +1,6 @@
 /** The auth-params of a Bearer challenge, in the order in which they are sent. RFC 6750 §3, RFC 9728 §5.1. */
 export interface Challenge {
+  realm?: string
   error?: 'invalid_token' | 'insufficient_scope'
   error_description?: string
   scope?: string
