@@ -29,11 +29,16 @@ export function expectUrl (value: unknown, option: string, example: string): URL
   const expected = `an https origin, perhaps with a path and without a trailing slash, such as ${example}; http only for localhost, 127.0.0.1 and [::1]`
   expect(typeof value === 'string' && URL.canParse(value), option, expected, value)
   const url = new URL(value)
-  const isSafe = url.protocol === 'https:' || (url.protocol === 'http:' && isLoopbackHost(url.hostname))
+  const isSafe = isSafeUrl(url)
   const canonical = url.origin + (url.pathname === '/' ? '' : url.pathname)
   const hint = isSafe && value !== canonical ? `. Did you mean ${canonical.replace(/\/$/, '')}?` : ''
   expect(isSafe && value === canonical && isPath(url.pathname) && !value.endsWith('/'), option, expected, value + hint)
   return url
+}
+
+/** Whether what is sent there can be read by nobody on the way. */
+export function isSafeUrl ({ protocol, hostname }: URL): boolean {
+  return protocol === 'https:' || (protocol === 'http:' && isLoopbackHost(hostname))
 }
 
 export function isPath (value: unknown): value is string {

@@ -45,7 +45,7 @@ export interface ResourceOptions {
   path?: string
   /** Instead of a path, the whole URL of a resource that another server serves. See `remoteGuard`. */
   url?: string
-  /** Shown at consent and in the metadata. Default: the issuer's host. */
+  /** Shown at consent and in the metadata. Default: its host. */
   name?: string
   /** The scopes that make sense here. Default: all. */
   scopes?: readonly string[]
@@ -256,14 +256,16 @@ export function parseResources (resources: unknown = [{ path: '/mcp' }], origin:
     for (const scope of resource.scopes ?? []) {
       expect(scopes.names.includes(scope), `${at}.scopes`, `names among ${scopes.names.join(', ')}`, scope)
     }
-    const { origin: itsOrigin, pathname } = url === undefined ? { origin, pathname: path! } : expectUrl(url, `${at}.url`, 'https://files.example.com/mcp')
+    const elsewhere = url === undefined ? undefined : expectUrl(url, `${at}.url`, 'https://files.example.com/mcp')
+    const { origin: itsOrigin, pathname } = elsewhere ?? { origin, pathname: path! }
+    const itsName = name ?? elsewhere?.host
     const suffix = pathname === '/' ? '' : pathname
     return {
       path: url === undefined ? path as string : null,
       uri: itsOrigin + suffix,
       scopes: resource.scopes ?? scopes.names,
       metadataUrl: `${itsOrigin}/.well-known/oauth-protected-resource${suffix}`,
-      ...(name !== undefined && { name }),
+      ...(itsName !== undefined && { name: itsName }),
       ...(documentation !== undefined && { documentation })
     }
   })

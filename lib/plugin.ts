@@ -18,7 +18,7 @@ import { addPages } from './http/pages.js'
 import { addRateLimits } from './http/rate-limits.js'
 import { resolveOptions, type McpOAuthOptions, type Settings } from './options.js'
 
-const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'fastify-mcp-oauth is registered already. One registration serves several MCP servers: list them in `resources`')
+const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'app.oauth is there already, from fastify-mcp-oauth or remoteGuard. One registration serves several MCP servers: list them in `resources`')
 const PrefixError = createError('FST_MCP_OAUTH_PREFIX', 'fastify-mcp-oauth must be registered without a prefix, got %s. Discovery happens at /.well-known; put a path into `issuer` instead')
 
 const PURGE_INTERVAL = 60 * 60 * 1000

@@ -3,13 +3,13 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { resourceMetadataEndpoints } from './endpoints/metadata.js'
 import { createEmit, type AuditEvent } from './events.js'
-import { expect, expectFunctions, expectNames, expectUrl, isStrings } from './expect.js'
+import { expect, expectFunctions, expectNames, expectUrl, isObject, isSafeUrl, isStrings } from './expect.js'
 import './fastify.js'
 import { refuseHostPolicy } from './http/cors.js'
 import { addGuard, type Verify } from './http/guard.js'
 import { parseResources, type ResourceOptions } from './options.js'
 import { OAuthError } from './protocol/errors.js'
-import { ScopeCatalogue, parseScope } from './protocol/scope.js'
+import { ScopeCatalogue, isScopeToken, parseScope } from './protocol/scope.js'
 import { hashToken } from './protocol/secret.js'
 import { refusal, type Grant } from './store/grant.js'
 
@@ -34,30 +34,45 @@ export interface RemoteGuardOptions {
   onEvent?: (event: AuditEvent) => unknown
 }
 
-type Introspect = (token: string) => Promise<Introspected | undefined>
-
-interface Introspected {
-  grant: Grant
-  /** The URLs that the token is for. */
-  audience: readonly unknown[]
+/** What the authorization server says of a token that is active. RFC 7662 §2.2. */
+type Introspection = {
+  scope?: string
+  client_id?: string
+  client_name?: string
+  token_type?: string
+  tenant_id?: string
+  sub?: string
+  aud?: unknown
+  jti?: string
+  exp?: number
 }
+
+/** Undefined for a token that is not active. */
+type Introspect = (token: string) => Promise<Introspection | undefined>
 
 const CACHE_SIZE = 10_000
 /** Milliseconds to wait for the authorization server. */
 const TIMEOUT = 5000
 
-const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'app.oauth is there already: remoteGuard is for apps without an authorization server of their own')
+const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'app.oauth is there already, from fastify-mcp-oauth or remoteGuard. One registration serves several MCP servers: list them in `resources`')
+const PrefixError = createError('FST_MCP_OAUTH_PREFIX', 'remoteGuard must be registered without a prefix, got %s. Discovery happens at /.well-known')
 const NoTokensError = createError('FST_MCP_OAUTH_NO_TOKENS', 'app.oauth.tokens: this app only guards. Its tokens are with the authorization server')
 
 /** Guards routes for an authorization server elsewhere, by introspection (RFC 7662): `app.oauth.protect` and `request.oauth`. */
 async function remoteGuard (app: FastifyInstance, options: RemoteGuardOptions): Promise<void> {
   if (app.hasDecorator('oauth')) throw new AlreadyRegisteredError()
+  const prefix = (options as { prefix?: string }).prefix ?? app.prefix
+  if (prefix !== '') throw new PrefixError(prefix)
+
   expectNames(options, '', ['issuer', 'origin', 'clientId', 'clientSecret', 'scopes', 'resources', 'cacheLifetime', 'onEvent'])
   const { issuer, origin, clientId, clientSecret, cacheLifetime = 0, onEvent } = options
   expectUrl(issuer, 'issuer', 'https://login.example.com')
   expect(expectUrl(origin, 'origin', 'https://files.example.com').pathname === '/', 'origin', 'an address without a path', origin)
-  for (const [name, value] of Object.entries({ clientId, clientSecret })) expect(typeof value === 'string' && value !== '', name, 'a string', typeof value)
-  expect(isStrings(options.scopes) && options.scopes.length > 0, 'scopes', 'a list of scope names', options.scopes)
+  for (const [name, value] of Object.entries({ clientId, clientSecret })) {
+    // What was given may be a secret, so only its form is told.
+    expect(typeof value === 'string' && value !== '', name, 'a string', value === undefined || value === '' ? 'nothing: is the environment variable set?' : typeof value)
+  }
+  expect(isStrings(options.scopes) && options.scopes.length > 0 && options.scopes.every(isScopeToken), 'scopes', "a list of scope names such as ['read']", options.scopes)
   expect(Number.isInteger(cacheLifetime) && cacheLifetime >= 0 && cacheLifetime <= 300, 'cacheLifetime', 'whole seconds from 0 to 300', cacheLifetime)
   expectFunctions(options, { onEvent: '(event) => void' })
 
@@ -77,16 +92,19 @@ async function remoteGuard (app: FastifyInstance, options: RemoteGuardOptions): 
 
 function verifyThere (introspect: Introspect): Verify {
   return async (token, [resource], _request, now) => {
-    const { grant, audience } = await introspect(token) ?? {}
-    if (grant === undefined) return { grant, reason: 'token_unknown' }
+    const answer = await introspect(token)
+    if (answer === undefined) return { grant: undefined, reason: 'token_unknown' }
+    const grant = grantOf(answer)
+    // Some servers answer for refresh tokens too, and for tokens that need a proof beside them.
+    if (answer.token_type !== undefined && answer.token_type.toLowerCase() !== 'bearer') return { grant, reason: 'token_type_unsupported' }
     // A token that names no audience may be meant for anyone, so it is for nobody here.
-    return { grant, reason: audience!.includes(resource) ? refusal(grant, undefined, now, null) : 'token_for_another_resource' }
+    return { grant, reason: audienceOf(answer).includes(resource) ? refusal(grant, undefined, now, null) : 'token_for_another_resource' }
   }
 }
 
 /** Believes what was said of a good token for so many seconds. */
 function cached (introspect: Introspect, lifetime: number): Introspect {
-  const answers = new Map<string, { answer: Introspected, until: number }>()
+  const answers = new Map<string, { answer: Introspection, until: number }>()
   return async (token) => {
     const key = hashToken(token).toString('base64')
     const known = answers.get(key)
@@ -102,58 +120,70 @@ function cached (introspect: Introspect, lifetime: number): Introspect {
   }
 }
 
-interface IntrospectionResponse {
-  active: boolean
-  scope?: string
-  client_id?: string
-  client_name?: string
-  tenant_id?: string
-  sub?: string
-  aud?: string | string[]
-  jti?: string
-  exp?: number
-}
-
-/** RFC 7662 §2. Undefined for a token that is not active; whatever else goes wrong is no answer about the token. */
+/** Whatever goes wrong here says nothing about the token, so it is 503 and no 401, with which clients drop their tokens. */
 function createIntrospection ({ issuer, clientId, clientSecret }: RemoteGuardOptions): Introspect {
   const authorization = `Basic ${Buffer.from([clientId, clientSecret].map(formEncode).join(':')).toString('base64')}`
   let endpoint: string | undefined
 
-  const ask = async (url: string, init?: RequestInit): Promise<Record<string, unknown>> => {
-    const response = await fetch(url, { ...init, redirect: 'error', signal: AbortSignal.timeout(TIMEOUT) })
-    if (!response.ok) throw new Error(`${url} answered ${response.status}: ${(await response.text()).slice(0, 200)}`)
-    return await response.json() as Record<string, unknown>
-  }
-
-  /** RFC 8414 §3: where it is, and that whoever answers is the one we mean. */
-  const discover = async (): Promise<string> => {
-    const { origin, pathname } = new URL(issuer)
-    const metadata = await ask(`${origin}/.well-known/oauth-authorization-server${pathname === '/' ? '' : pathname}`)
-    if (metadata.issuer !== issuer) throw new Error(`the metadata is of ${String(metadata.issuer)}`)
-    if (typeof metadata.introspection_endpoint !== 'string') throw new Error('the metadata names no introspection_endpoint')
-    return expectUrl(metadata.introspection_endpoint, 'introspection_endpoint', `${issuer}/oauth/introspect`).href
-  }
-
   return async (token) => {
     try {
-      endpoint ??= await discover()
+      endpoint ??= await discover(issuer)
       const answer = await ask(endpoint, {
         method: 'POST',
         headers: { authorization, accept: 'application/json', 'content-type': 'application/x-www-form-urlencoded' },
         body: `token=${encodeURIComponent(token)}&token_type_hint=access_token`
-      }) as unknown as IntrospectionResponse
-      return answer.active === true ? { grant: grantOf(answer), audience: audienceOf(answer) } : undefined
+      })
+      if (answer.active === false) return undefined
+      if (!isIntrospection(answer)) throw new Error(`${endpoint} answered something else than RFC 7662 says`)
+      return answer
     } catch (cause) {
+      // It may have moved.
+      endpoint = undefined
       throw new OAuthError('temporarily_unavailable', 'The authorization server does not answer.', { reason: 'introspection_failed', cause })
     }
   }
 }
 
-function audienceOf ({ aud }: IntrospectionResponse): readonly unknown[] {
+/** Where to introspect; and that whoever answers is the one we mean. RFC 8414 §3. */
+async function discover (issuer: string): Promise<string> {
+  const { origin, pathname } = new URL(issuer)
+  const metadata = await ask(`${origin}/.well-known/oauth-authorization-server${pathname === '/' ? '' : pathname}`)
+  if (metadata.issuer !== issuer) throw new Error(`the metadata is of ${String(metadata.issuer)}, not of ${issuer}`)
+  const endpoint = metadata.introspection_endpoint
+  if (typeof endpoint !== 'string') throw new Error('the metadata names no introspection_endpoint: no client there has `introspects`')
+  if (!isSafeUrl(new URL(endpoint))) throw new Error(`the introspection_endpoint ${endpoint} is not https`)
+  return endpoint
+}
+
+/** A JSON object. What else came is not quoted, for the log: it may repeat the token or the secret. */
+async function ask (url: string, init?: RequestInit): Promise<Record<string, unknown>> {
+  const response = await fetch(url, { ...init, redirect: 'error', signal: AbortSignal.timeout(TIMEOUT) })
+  const text = await response.text()
+  if (!response.ok) throw new Error(`${url} answered ${response.status}`)
+  const body = parseJson(text)
+  if (!isObject(body)) throw new Error(`${url} answered something else than a JSON object`)
+  return body
+}
+
+function parseJson (text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+/** An `exp` that is no number would never come. */
+function isIntrospection (answer: Record<string, unknown>): answer is { active: true } & Introspection {
+  const texts = ['scope', 'client_id', 'client_name', 'token_type', 'tenant_id', 'sub', 'jti'].map((name) => answer[name])
+  return answer.active === true && isStrings(texts.filter((text) => text !== undefined)) && (answer.exp === undefined || Number.isFinite(answer.exp))
+}
+
+function audienceOf ({ aud }: Introspection): readonly unknown[] {
   return [aud ?? []].flat()
 }
 
-function grantOf (answer: IntrospectionResponse): Grant {
+function grantOf (answer: Introspection): Grant {
   const [resource, ...others] = audienceOf(answer)
   return {
     grantId: answer.jti ?? '',

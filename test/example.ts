@@ -9,11 +9,14 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 
-const MAIN = fileURLToPath(new URL('../examples/mcp-server/main.js', import.meta.url))
 const START_TIMEOUT = 20_000
 const STOP_TIMEOUT = 8_000
 
 export interface ExampleOptions {
+  /** Below `examples/`. Default `mcp-server/main.js`. */
+  program?: string
+  /** What it answers with 200 once it is there. Default `/.well-known/oauth-protected-resource`. */
+  ready?: string
   env?: Record<string, string>
   /** To start again on what an earlier run left. Default: a new folder, removed with the test. */
   dataDir?: string
@@ -44,13 +47,13 @@ export interface Example {
   stop: (signal?: NodeJS.Signals) => Promise<Exit>
 }
 
-/** `node examples/mcp-server/main.js`, answering; stopped with the test. */
+/** `node examples/…`, answering; stopped with the test. */
 export async function startExample (t: Test, options: ExampleOptions = {}): Promise<Example> {
   const dataDir = options.dataDir ?? temporaryFolder(t)
   for (let attempt = 1; ; attempt++) {
     const startedAt = performance.now()
     const example = launch(t, dataDir, options.port ?? await freePort(), options)
-    if (await answers(example)) return Object.assign(example, { startedIn: performance.now() - startedAt })
+    if (await answers(example, options.ready)) return Object.assign(example, { startedIn: performance.now() - startedAt })
     // Somebody else may have taken the port in between.
     if (options.port === undefined && attempt < 5 && example.output().includes('EADDRINUSE')) continue
     throw new Error(`The example does not answer. It printed:\n${example.output()}`)
@@ -64,10 +67,10 @@ export async function startInVain (t: Test, env: Record<string, string>): Promis
   return { code: example.process.exitCode, output: example.output() }
 }
 
-function launch (t: Test, dataDir: string, port: number, { env = {}, host = 'localhost' }: ExampleOptions): Example {
+function launch (t: Test, dataDir: string, port: number, { env = {}, host = 'localhost', program = 'mcp-server/main.js' }: ExampleOptions): Example {
   // tap puts a loader into the NODE_OPTIONS of every child, which the example's users do not have and which takes a
   // third of a second: `env -u` takes it out, and becomes node itself.
-  const child = spawn('env', ['-u', 'NODE_OPTIONS', process.execPath, MAIN], {
+  const child = spawn('env', ['-u', 'NODE_OPTIONS', process.execPath, fileURLToPath(new URL(`../examples/${program}`, import.meta.url))], {
     env: { PATH: process.env.PATH, PORT: String(port), DATA_DIR: dataDir, ...env },
     stdio: ['ignore', 'pipe', 'pipe']
   })
@@ -92,10 +95,10 @@ function launch (t: Test, dataDir: string, port: number, { env = {}, host = 'loc
 }
 
 /** Whether it answers a request before it ends. */
-async function answers (example: Example): Promise<boolean> {
+async function answers (example: Example, ready = '/.well-known/oauth-protected-resource'): Promise<boolean> {
   const deadline = performance.now() + START_TIMEOUT
   while (example.process.exitCode === null && example.process.signalCode === null && performance.now() < deadline) {
-    const response = await fetch(`${example.url}/.well-known/oauth-protected-resource`).catch(() => null)
+    const response = await fetch(example.url + ready).catch(() => null)
     await response?.body?.cancel()
     if (response?.ok === true) return true
     await sleep(20)

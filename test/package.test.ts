@@ -36,7 +36,7 @@ t.test('the package holds what it needs and nothing else', async (t) => {
     .filter((name) => !name.startsWith('node_modules/'))
     .sort()
 
-  const needed = ['dist/index.js', 'dist/index.d.ts', 'dist/store/sqlite.js', 'dist/store/sqlite.d.ts', 'dist/testing.js', 'dist/testing.d.ts', 'views/styles.css',
+  const needed = ['dist/index.js', 'dist/index.d.ts', 'dist/store/sqlite.js', 'dist/store/sqlite.d.ts', 'dist/testing.js', 'dist/testing.d.ts', 'dist/remote.js', 'dist/remote.d.ts', 'views/styles.css',
     ...readdirSync(join(REPOSITORY, 'views')).filter((name) => name.endsWith('.eta')).map((name) => `views/${name}`)]
   t.strictSame(needed.filter((name) => !files.includes(name)), [], 'nothing is missing')
   t.ok(needed.includes('views/consent.eta'))
@@ -126,10 +126,11 @@ t.test('only what is exported can be imported', async (t) => {
     console.log(JSON.stringify(answers))
   `)
   const inside = ['/plugin', '/dist/index.js', '/dist/plugin.js', '/store/sqlite', '/options', '/views/consent.eta', '/lib/index.ts']
-  const answers = JSON.parse(await command(project, process.execPath, ['exports.js', '', '/sqlite', '/testing', ...inside])) as Record<string, string | string[]>
+  const answers = JSON.parse(await command(project, process.execPath, ['exports.js', '', '/sqlite', '/testing', '/remote', ...inside])) as Record<string, string | string[]>
   t.match(answers[''], ['OAuthError', 'StoreUnavailableError', 'default'])
   t.strictSame(answers['/sqlite'], ['sqliteStore'])
   t.strictSame(answers['/testing'], ['connectClient', 'mintToken'])
+  t.strictSame(answers['/remote'], ['default'])
   for (const path of inside) t.equal(answers[path], 'ERR_PACKAGE_PATH_NOT_EXPORTED', path)
 })
 
@@ -201,6 +202,31 @@ t.test('the types of the package hold in a strict project, its libraries checked
     '--noEmit', '--strict', '--module', module, '--target', 'es2022', '--skipLibCheck', 'false', '--types', 'node', file
   ])
   t.equal(await tsc('nodenext', 'app.ts'), '', 'as a module of Node')
+  write('remote.ts', `
+    import Fastify from 'fastify'
+    import type { AuditEvent, Grant } from 'fastify-mcp-oauth'
+    import remoteGuard, { type RemoteGuardOptions } from 'fastify-mcp-oauth/remote'
+
+    const app = Fastify()
+    const options: RemoteGuardOptions = {
+      issuer: 'https://login.example.com',
+      origin: 'https://files.example.com',
+      clientId: 'files',
+      clientSecret: 'secret',
+      scopes: ['read'],
+      resources: [{ path: '/mcp', name: 'Files' }],
+      cacheLifetime: 60,
+      onEvent: ({ type }: AuditEvent) => { console.log(type) }
+    }
+    await app.register(remoteGuard, options)
+    app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'] }) }, async ({ oauth }): Promise<Grant> => oauth!)
+
+    // @ts-expect-error an option that does not exist
+    await app.register(remoteGuard, { ...options, keys: [] } satisfies RemoteGuardOptions)
+    // @ts-expect-error a required option is missing
+    await app.register(remoteGuard, { issuer: 'https://login.example.com' })
+  `)
+  t.equal(await tsc('nodenext', 'remote.ts'), '', 'the other plugin, and what it adds to an app, without the first')
   write('subpaths.ts', `
     // @ts-expect-error not exported
     import 'fastify-mcp-oauth/plugin'

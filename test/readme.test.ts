@@ -2,19 +2,24 @@ import { Client, StreamableHTTPClientTransport } from '@modelcontextprotocol/cli
 import { ESLint } from 'eslint'
 import Fastify from 'fastify'
 import { execFile, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
+import mcpOAuth from '../lib/index.js'
 import { COLUMNS } from '../lib/store/schema.js'
-import { connectClient } from '../lib/testing.js'
+import { sqliteStore } from '../lib/store/sqlite.js'
+import { connectClient, mintToken } from '../lib/testing.js'
 import { folder, freePort } from './app.js'
 import { startPostgres } from './postgres.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const readme = readFileSync(join(root, 'README.md'), 'utf8')
 const programs = [...readme.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!)
+/** Those of one section, which stay what they are wherever a section is added. */
+const programsOf = (section: string): string[] => programs.filter((code) => readme.split(`## ${section}\n`)[1]!.split(/^##+ /m)[0]!.includes(code))
 const table = (heading: string): string[][] => readme.split(`## ${heading}\n`)[1]!.split('\n## ')[0]!.split('\n')
   .filter((line) => line.startsWith('| `')).map((line) => line.split('|').slice(1, -1).map((cell) => cell.trim()))
 
@@ -29,13 +34,13 @@ function install (code: string): string {
   return project
 }
 
-t.test('the README shows six programs', async (t) => {
-  t.equal(programs.length, 6)
+t.test('the README shows eight programs', async (t) => {
+  t.equal(programs.length, 8)
 })
 
 /** Starts a program of the README on a free port and asks its route without a token. */
-async function challenge (t: Test, code: string, env: Record<string, string> = {}): Promise<{ cwd: string, issuer: string, response: Response }> {
-  const issuer = `http://localhost:${await freePort()}`
+async function challenge (t: Test, code: string, env: Record<string, string> = {}, port?: number): Promise<{ cwd: string, issuer: string, response: Response }> {
+  const issuer = `http://localhost:${port ?? await freePort()}`
   const cwd = install(code.replaceAll('3000', new URL(issuer).port))
   const child = spawn(process.execPath, ['server.js'], { cwd, env: { PATH: process.env.PATH, OAUTH_KEY: 'k'.repeat(43), ...env }, stdio: ['ignore', 'ignore', 'pipe'] })
   t.teardown(() => child.kill('SIGKILL'))
@@ -79,8 +84,26 @@ t.test('the MCP server in the README serves a tool to a client that was allowed 
 
 t.test('and so does the one for several nodes, on PostgreSQL', async (t) => {
   const server = await startPostgres(t)
-  const { response } = await challenge(t, programs[5]!, { DATABASE_URL: await server.database() })
+  const { response } = await challenge(t, programsOf('Several nodes')[0]!, { DATABASE_URL: await server.database() })
   t.equal(response.status, 401)
+})
+
+t.test('the two separate servers of the README work together: a token of the one is good at the other', async (t) => {
+  const [issuer, files] = [await freePort(), await freePort()]
+  const [authorizationServer, filesServer] = programsOf('Separate servers').map((code) => code.replaceAll('3000', `${issuer}`).replaceAll('3001', `${files}`))
+  const secret = 'a secret of both'
+  const guarded = await challenge(t, filesServer!, { FILES_SECRET: secret }, files)
+  t.equal(guarded.response.status, 401)
+  t.equal(guarded.response.headers.get('www-authenticate'), `Bearer resource_metadata="${guarded.issuer}/.well-known/oauth-protected-resource/mcp", scope="read"`)
+  const { cwd } = await challenge(t, authorizationServer!, { FILES_SECRET_HASH: createHash('sha256').update(secret).digest('base64url') }, issuer)
+
+  const app = Fastify()
+  t.teardown(() => app.close())
+  // A token from the same file: the server itself has no sign-in yet.
+  await app.register(mcpOAuth, { issuer: `http://localhost:${issuer}`, keys: ['k'.repeat(43)], scopes: { read: 'Read' }, resources: [{ url: `${guarded.issuer}/mcp` }], store: sqliteStore({ path: join(cwd, 'oauth.db') }), currentUser: () => null, loginUrl: '/login' })
+  const authorization = `Bearer ${await mintToken(app, { userId: 'bob', scopes: ['read'] })}`
+  const answer = await fetch(`${guarded.issuer}/mcp`, { method: 'POST', headers: { authorization } })
+  t.equal(await answer.text(), 'bob')
 })
 
 t.test('the other programs in the README run as they stand', async (t) => {
@@ -99,6 +122,9 @@ t.test('the README names every option, column, command, event and file there is,
   const commands = [...source('lib/cli.ts').split('const COMMANDS')[1]!.split('])\n')[0]!.matchAll(/^ {2}\['(\w+)'/gm)].map(([, command]) => command!)
   t.strictSame(table('Operations').map(([name]) => name!.replaceAll('`', '')), commands)
   t.strictSame([...source('lib/cli.ts').matchAll(/^ {2}(\w+)(?: \[database\])?  +\w/gm)].map(([, command]) => command!), commands, 'and so does the help')
+
+  const remote = source('lib/remote.ts').match(/expectNames\(options, '', \[([^\]]*)\]/)![1]!.match(/\w+/g)!
+  t.strictSame(table('Separate servers').flatMap(([names]) => names!.match(/\w+/g)!).sort(), [...remote].sort())
 
   const events = [...source('lib/events.ts').matchAll(/type: '([\w.]+)'/g)].map(([, type]) => type!)
   const named = readme.split('### Events\n')[1]!.split('. Each has')[0]!.match(/[a-z]+\.[a-z]+/g)!
@@ -132,11 +158,17 @@ t.test('an import against the direction is a lint error', async (t) => {
     ['lib/http/guard.ts', '../endpoints/token.js'],
     ['lib/endpoints/token.ts', '../plugin.js'],
     ['lib/options.ts', './plugin.js'],
-    ['lib/plugin.ts', './index.js']
+    ['lib/plugin.ts', './index.js'],
+    ['lib/protocol/pkce.ts', '../expect.js'],
+    ['lib/expect.ts', './options.js'],
+    ['lib/http/guard.ts', '../remote.js'],
+    ['lib/plugin.ts', './remote.js']
   ] as const) t.strictSame(await imports(file, from), ['no-restricted-imports'], `${file} → ${from}`)
   for (const [file, from] of [
     ['lib/http/guard.ts', '../protocol/secret.js'],
     ['lib/endpoints/token.ts', '../http/errors.js'],
-    ['lib/plugin.ts', './endpoints/token.js']
+    ['lib/plugin.ts', './endpoints/token.js'],
+    ['lib/clients/configured.ts', '../expect.js'],
+    ['lib/remote.ts', './endpoints/metadata.js']
   ] as const) t.strictSame(await imports(file, from), [], `${file} → ${from}`)
 })

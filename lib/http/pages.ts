@@ -83,6 +83,7 @@ function keepPrivate (reply: FastifyReply): FastifyReply {
   return reply.header('cache-control', 'no-store').header('referrer-policy', 'no-referrer')
 }
 
+/** What this site calls itself, whatever is elsewhere. */
 function siteName ({ resources, issuer }: Settings): string {
-  return resources[0].name ?? new URL(issuer).host
+  return resources.find(({ path }) => path !== null)?.name ?? new URL(issuer).host
 }

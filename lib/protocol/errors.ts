@@ -38,8 +38,8 @@ export type Reason =
   | 'resource_mismatch' | 'resource_unknown' | 'response_type_unsupported' | 'scope_exceeds_grant' | 'signed_out'
   | 'store_unavailable' | 'ticket_expired' | 'ticket_for_another_user' | 'ticket_unreadable' | 'token_expired'
   | 'token_expiry_invalid' | 'token_for_another_resource' | 'token_idle' | 'token_missing' | 'token_name_invalid'
-  | 'token_revoked' | 'token_scope_insufficient' | 'token_unknown' | 'token_without_user' | 'unexpected'
-  | 'user_unknown'
+  | 'token_revoked' | 'token_scope_insufficient' | 'token_type_unsupported' | 'token_unknown' | 'token_without_user'
+  | 'unexpected' | 'user_unknown'
 
 export interface OAuthErrorOptions {
   reason: Reason
