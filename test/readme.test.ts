@@ -20,7 +20,7 @@ const readme = readFileSync(join(root, 'README.md'), 'utf8')
 const programs = [...readme.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!)
 /** Those of one section, which stay what they are wherever a section is added. */
 const programsOf = (section: string): string[] => programs.filter((code) => readme.split(`## ${section}\n`)[1]!.split(/^##+ /m)[0]!.includes(code))
-const table = (heading: string): string[][] => readme.split(`## ${heading}\n`)[1]!.split('\n## ')[0]!.split('\n')
+const table = (heading: string): string[][] => readme.split(`## ${heading}\n`)[1]!.split(/\n##+ /)[0]!.split('\n')
   .filter((line) => line.startsWith('| `')).map((line) => line.split('|').slice(1, -1).map((cell) => cell.trim()))
 
 /** A program of the README in a folder in which the package is installed. */
@@ -34,8 +34,8 @@ function install (code: string): string {
   return project
 }
 
-t.test('the README shows eight programs', async (t) => {
-  t.equal(programs.length, 8)
+t.test('the README shows ten programs', async (t) => {
+  t.equal(programs.length, 10)
 })
 
 /** Starts a program of the README on a free port and asks its route without a token. */
@@ -108,7 +108,13 @@ t.test('the two separate servers of the README work together: a token of the one
 
 t.test('the other programs in the README run as they stand', async (t) => {
   const output = async (code: string): Promise<string> => (await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(code) })).stdout.trim()
-  for (const [program, said] of [[2, 'alice alice'], [3, 'authorization_code,refresh_token'], [4, '']] as const) t.equal(await output(programs[program]!), said)
+  for (const [section, said] of [
+    ['In your tests', 'alice alice'],
+    ['Expiry and refresh', 'authorization_code,refresh_token'],
+    ['Clients with secrets and keys', 'reports:write'],
+    ['app.oauth.tokens', ''],
+    ['Your older API keys', 'alice alice']
+  ] as const) t.equal(await output(programsOf(section)[0]!), said, section)
 })
 
 t.test('the README names every option, column, command, event and file there is, and no other', async (t) => {
@@ -123,6 +129,8 @@ t.test('the README names every option, column, command, event and file there is,
   t.strictSame(table('Operations').map(([name]) => name!.replaceAll('`', '')), commands)
   t.strictSame([...source('lib/cli.ts').matchAll(/^ {2}(\w+)(?: \[database\])?  +\w/gm)].map(([, command]) => command!), commands, 'and so does the help')
 
+  const clientOptions = source('lib/clients/configured.ts').match(/expectNames\(client, `\$\{at\}\.`, \[([^\]]*)\]/)![1]!.match(/\w+/g)!
+  t.strictSame(table('Clients with secrets and keys').flatMap(([names]) => names!.match(/\w+/g)!).sort(), [...clientOptions].sort())
   const remote = source('lib/remote.ts').match(/expectNames\(options, '', \[([^\]]*)\]/)![1]!.match(/\w+/g)!
   t.strictSame(table('Separate servers').flatMap(([names]) => names!.match(/\w+/g)!).sort(), [...remote].sort())
 
