@@ -179,7 +179,8 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     /** Those that dynamic clients may have. */
     userGrantTypes,
     clientAuthenticationMethods: [
-      ...(registration.enabled || some(({ secretHashes, publicKey }) => secretHashes === undefined && publicKey === undefined) ? ['none'] : []),
+      // Always: whoever registered before registration was turned off is still known by its id.
+      'none',
       ...(some(({ secretHashes }) => secretHashes !== undefined) ? ['client_secret_basic', 'client_secret_post'] : []),
       ...(some(({ publicKey }) => publicKey !== undefined) ? ['private_key_jwt'] : [])
     ],

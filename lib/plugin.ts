@@ -13,7 +13,7 @@ import './fastify.js'
 import { createTokens } from './grants/tokens.js'
 import { refuseHostPolicy } from './http/cors.js'
 import { addGuard, verifyHere } from './http/guard.js'
-import { measurements, publishMeasurement, type Measurement } from './http/metrics.js'
+import { measureRoutes, type Measurement } from './http/metrics.js'
 import { addPages } from './http/pages.js'
 import { addRateLimits } from './http/rate-limits.js'
 import { resolveOptions, type McpOAuthOptions, type Settings } from './options.js'
@@ -45,7 +45,11 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
 
     const serve = async (name: Measurement['endpoint'], path: string | null, endpoint: (app: FastifyInstance, settings: Settings) => Promise<void>, alias?: string): Promise<void> => {
       for (const prefix of [path, rootAliases ? alias : undefined]) {
-        if (prefix != null) await scope.register(async (app) => { await endpoint(measured(app, name), settings) }, { prefix })
+        if (prefix == null) continue
+        await scope.register(async (app) => {
+          measureRoutes(app, name)
+          await endpoint(app, settings)
+        }, { prefix })
       }
     }
     await serve('metadata', '', metadataEndpoints)
@@ -65,12 +69,6 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
   }
   let timer = setTimeout(purge, Math.random() * PURGE_INTERVAL / 6).unref()
   app.addHook('onClose', async () => clearTimeout(timer))
-}
-
-function measured (app: FastifyInstance, endpoint: Measurement['endpoint']): FastifyInstance {
-  return app.addHook('onResponse', async (_request, { statusCode, elapsedTime }) => {
-    if (measurements.hasSubscribers) publishMeasurement({ endpoint, statusCode, duration: elapsedTime })
-  })
 }
 
 /** The plugin: `await app.register(mcpOAuth, { … })`. See McpOAuthOptions. */

@@ -7,6 +7,7 @@ import { expect, expectFunctions, expectNames, expectUrl, isObject, isSafeUrl, i
 import './fastify.js'
 import { refuseHostPolicy } from './http/cors.js'
 import { addGuard, type Verify } from './http/guard.js'
+import { measureRoutes } from './http/metrics.js'
 import { parseResources, type ResourceOptions } from './options.js'
 import { OAuthError } from './protocol/errors.js'
 import { ScopeCatalogue, isScopeToken, parseScope } from './protocol/scope.js'
@@ -86,6 +87,7 @@ async function remoteGuard (app: FastifyInstance, options: RemoteGuardOptions): 
 
   await app.register(async (wellKnown) => {
     wellKnown.addHook('onRoute', refuseHostPolicy)
+    measureRoutes(wellKnown, 'metadata')
     await resourceMetadataEndpoints(wellKnown, { resources, issuer })
   }, { prefix: '/.well-known' })
 }

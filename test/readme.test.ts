@@ -1,9 +1,9 @@
 import { Client, StreamableHTTPClientTransport } from '@modelcontextprotocol/client'
 import { ESLint } from 'eslint'
-import Fastify from 'fastify'
+import Fastify, { type FastifyInstance } from 'fastify'
 import { execFile, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -12,31 +12,47 @@ import mcpOAuth from '../lib/index.js'
 import { COLUMNS } from '../lib/store/schema.js'
 import { sqliteStore } from '../lib/store/sqlite.js'
 import { connectClient, mintToken } from '../lib/testing.js'
-import { folder, freePort } from './app.js'
+import { bearer, dance, folder, freePort } from './app.js'
 import { startPostgres } from './postgres.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const readme = readFileSync(join(root, 'README.md'), 'utf8')
-const programs = [...readme.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!)
-/** Those of one section, which stay what they are wherever a section is added. */
-const programsOf = (section: string): string[] => programs.filter((code) => readme.split(`## ${section}\n`)[1]!.split(/^##+ /m)[0]!.includes(code))
+const programsIn = (text: string): string[] => [...text.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!)
 const table = (heading: string): string[][] => readme.split(`## ${heading}\n`)[1]!.split(/\n##+ /)[0]!.split('\n')
   .filter((line) => line.startsWith('| `')).map((line) => line.split('|').slice(1, -1).map((cell) => cell.trim()))
+
+/** A program below a heading: the first, unless another is named. */
+function programOf (heading: string, index = 0): string {
+  const program = programsIn(readme.split(`# ${heading}\n`)[1]!.split(/\n##+ /)[0]!)[index]!
+  run.add(program)
+  return program
+}
+
+const run = new Set<string>()
 
 /** A program of the README in a folder in which the package is installed. */
 function install (code: string): string {
   const project = folder()
   mkdirSync(join(project, 'node_modules'))
   symlinkSync(root, join(project, 'node_modules', 'fastify-mcp-oauth'))
-  for (const name of ['fastify', '@modelcontextprotocol']) symlinkSync(join(root, 'node_modules', name), join(project, 'node_modules', name))
+  for (const name of ['fastify', '@modelcontextprotocol', '@opentelemetry']) symlinkSync(join(root, 'node_modules', name), join(project, 'node_modules', name))
   writeFileSync(join(project, 'package.json'), '{ "type": "module" }')
   writeFileSync(join(project, 'server.js'), code)
   return project
 }
 
-t.test('the README shows ten programs', async (t) => {
-  t.equal(programs.length, 10)
-})
+/** A program on another port, for what asks an app: only the asking is borrowed, the answers are its own. */
+async function proxyOf (t: Test, issuer: string): Promise<FastifyInstance> {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.all('/*', async (request, reply) => {
+    const answer = await fetch(issuer + request.url, { method: request.method, headers: request.headers as Record<string, string>, redirect: 'manual', ...(request.body !== undefined && { body: request.body as string }) })
+    return await reply.code(answer.status).headers(Object.fromEntries([...answer.headers].filter(([name]) => !/^(content-length|transfer-encoding|connection|content-encoding)$/.test(name)))).send(await answer.text())
+  })
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser('*', { parseAs: 'string' }, (_request, body, done) => done(null, body))
+  return app
+}
 
 /** Starts a program of the README on a free port and asks its route without a token. */
 async function challenge (t: Test, code: string, env: Record<string, string> = {}, port?: number): Promise<{ cwd: string, issuer: string, response: Response }> {
@@ -57,24 +73,16 @@ async function challenge (t: Test, code: string, env: Record<string, string> = {
 }
 
 t.test('the whole server in the README guards its route', async (t) => {
-  const { cwd, issuer, response } = await challenge(t, programs[0]!)
+  const { cwd, issuer, response } = await challenge(t, programOf('Use it in your app'))
   t.equal(response.status, 401)
   t.equal(response.headers.get('www-authenticate'), `Bearer resource_metadata="${issuer}/.well-known/oauth-protected-resource/mcp", scope="read"`)
   t.ok(existsSync(join(cwd, 'oauth.db')), 'with the default store')
 })
 
 t.test('the MCP server in the README serves a tool to a client that was allowed to use it', async (t) => {
-  const { issuer, response } = await challenge(t, programs[1]!)
+  const { issuer, response } = await challenge(t, programOf('Use it in your app', 1))
   t.equal(response.status, 401)
-  const app = Fastify()
-  t.teardown(() => app.close())
-  // The very program, asked over its own port: only the dance is borrowed from the testing helpers.
-  app.all('/*', async (request, reply) => {
-    const answer = await fetch(issuer + request.url, { method: request.method, headers: request.headers as Record<string, string>, redirect: 'manual', ...(request.body !== undefined && { body: request.body as string }) })
-    return await reply.code(answer.status).headers(Object.fromEntries([...answer.headers].filter(([name]) => !/^(content-length|transfer-encoding|connection|content-encoding)$/.test(name)))).send(await answer.text())
-  })
-  app.removeAllContentTypeParsers()
-  app.addContentTypeParser('*', { parseAs: 'string' }, (_request, body, done) => done(null, body))
+  const app = await proxyOf(t, issuer)
   const { headers } = await connectClient(app, { headers: {} })
   const client = new Client({ name: 'test', version: '1.0.0' })
   await client.connect(new StreamableHTTPClientTransport(new URL(`${issuer}/mcp`), { requestInit: { headers } }))
@@ -84,13 +92,13 @@ t.test('the MCP server in the README serves a tool to a client that was allowed 
 
 t.test('and so does the one for several nodes, on PostgreSQL', async (t) => {
   const server = await startPostgres(t)
-  const { response } = await challenge(t, programsOf('Several nodes')[0]!, { DATABASE_URL: await server.database() })
+  const { response } = await challenge(t, programOf('Several nodes'), { DATABASE_URL: await server.database() })
   t.equal(response.status, 401)
 })
 
 t.test('the two separate servers of the README work together: a token of the one is good at the other', async (t) => {
   const [issuer, files] = [await freePort(), await freePort()]
-  const [authorizationServer, filesServer] = programsOf('Separate servers').map((code) => code.replaceAll('3000', `${issuer}`).replaceAll('3001', `${files}`))
+  const [authorizationServer, filesServer] = [0, 1].map((index) => programOf('Separate servers', index).replaceAll('3000', `${issuer}`).replaceAll('3001', `${files}`))
   const secret = 'a secret of both'
   const guarded = await challenge(t, filesServer!, { FILES_SECRET: secret }, files)
   t.equal(guarded.response.status, 401)
@@ -106,15 +114,89 @@ t.test('the two separate servers of the README work together: a token of the one
   t.equal(await answer.text(), 'bob')
 })
 
-t.test('the other programs in the README run as they stand', async (t) => {
-  const output = async (code: string): Promise<string> => (await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(code) })).stdout.trim()
-  for (const [section, said] of [
-    ['In your tests', 'alice alice'],
-    ['Expiry and refresh', 'authorization_code,refresh_token'],
-    ['Clients with secrets and keys', 'reports:write'],
-    ['app.oauth.tokens', ''],
-    ['Your older API keys', 'alice alice']
-  ] as const) t.equal(await output(programsOf(section)[0]!), said, section)
+const output = async (code: string): Promise<string> => (await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(code) })).stdout.trim()
+
+t.test('the small programs in the README run as they stand', async (t) => {
+  for (const [heading, said] of [['In your tests', 'alice alice'], ['Expiry and refresh', 'authorization_code,refresh_token'],
+    ['Clients with secrets and keys', 'reports:write'], ['app.oauth.tokens', ''], ['Your older API keys', 'alice alice']] as const) {
+    t.equal(await output(programOf(heading)), said, heading)
+  }
+})
+
+t.test('the audit log in the README has a line for each step of a flow, and no secret', async (t) => {
+  const { cwd, issuer } = await challenge(t, programOf('Events'))
+  const app = await proxyOf(t, issuer)
+  const { clientId, ticket, code, redeem, codeVerifier } = dance(app)
+  const client = await clientId()
+  const consent = await ticket(client)
+  const issued = await code(client, {}, ['read'])
+  const { access_token: token } = (await redeem(client, issued)).json<{ access_token: string }>()
+  t.equal((await app.inject({ url: '/mcp', headers: bearer(token) })).body, 'alice')
+  t.equal((await redeem(client, issued)).statusCode, 400)
+  t.equal((await app.inject({ url: '/mcp', headers: bearer(token) })).statusCode, 401)
+
+  const log = readFileSync(join(cwd, 'audit.log'), 'utf8')
+  t.equal(log.slice(-1), '\n')
+  const events = log.trimEnd().split('\n').map((line) => JSON.parse(line) as { type: string, reason?: string, at: number })
+  t.strictSame(events.map(({ type, reason }) => [type, reason].join(' ').trim()), [
+    'token.rejected token_missing', 'client.registered', 'consent.shown', 'consent.shown', 'consent.approved', 'token.issued',
+    'token.revoked code_replayed', 'code.rejected code_replayed', 'token.rejected token_revoked'
+  ])
+  for (const event of events) t.match(event, { at: Number, requestId: String })
+  t.match(events.find(({ type }) => type === 'token.issued'), { userId: 'alice', clientId: client, scopes: ['read'] })
+  for (const secret of [token, issued, consent, codeVerifier, 'k'.repeat(43)]) t.notOk(log.includes(secret.slice(4)), 'no token, code, ticket, verifier or key')
+  t.equal(statSync(join(cwd, 'audit.log')).mode & 0o077, 0, 'and nobody else may read it')
+})
+
+t.test('the metrics in the README are what happened', async (t) => {
+  const cwd = install(programOf('Metrics'))
+  writeFileSync(join(cwd, 'app.js'), `
+    import { metrics } from '@opentelemetry/api'
+    import { AggregationTemporality, InMemoryMetricExporter, MeterProvider, PeriodicExportingMetricReader } from '@opentelemetry/sdk-metrics'
+    import Fastify from 'fastify'
+    import mcpOAuth from 'fastify-mcp-oauth'
+    import { sqliteStore } from 'fastify-mcp-oauth/sqlite'
+    import { mintToken } from 'fastify-mcp-oauth/testing'
+
+    const exporter = new InMemoryMetricExporter(AggregationTemporality.CUMULATIVE)
+    const provider = new MeterProvider({ readers: [new PeriodicExportingMetricReader({ exporter })] })
+    metrics.setGlobalMeterProvider(provider)
+    await import('./server.js')
+
+    const app = Fastify()
+    await app.register(mcpOAuth, {
+      issuer: 'http://localhost:3000', keys: ['0'.repeat(64)], store: sqliteStore({ path: ':memory:' }), scopes: { read: 'Read' }, loginUrl: '/login',
+      currentUser: () => { throw new Error('the session is gone') }
+    })
+    app.get('/mcp', { onRequest: app.oauth.protect() }, async () => 'ok')
+    const headers = { authorization: 'Bearer ' + await mintToken(app, { userId: 'alice', scopes: ['read'] }) }
+    for (const options of [
+      '/.well-known/oauth-authorization-server', '/.well-known/oauth-authorization-server', '/.well-known/openid-configuration',
+      '/mcp', { url: '/mcp', headers }, { url: '/mcp', headers }, { url: '/mcp', headers }, '/my/connected_apps'
+    ]) await app.inject(options)
+    await app.close()
+
+    await provider.forceFlush()
+    const [{ scopeMetrics: [{ scope, metrics: collected }] }] = exporter.getMetrics()
+    await provider.shutdown()
+    console.log(JSON.stringify({ scope: scope.name, collected }))
+  `)
+  const { stdout } = await promisify(execFile)(process.execPath, ['app.js'], { cwd })
+  interface Point { attributes: object, value: number | { count: number, sum: number } }
+  const { scope, collected } = JSON.parse(stdout) as { scope: string, collected: Array<{ descriptor: { name: string, unit: string }, dataPoints: Point[] }> }
+  t.equal(scope, 'fastify-mcp-oauth')
+  const points = (name: string): Point[] => collected.find(({ descriptor }) => descriptor.name === name)!.dataPoints
+  t.strictSame(points('oauth.request.duration').map(({ attributes, value }) => [...Object.values(attributes), (value as { count: number }).count]), [
+    ['metadata', 200, 2], ['metadata', 404, 1], ['guard', 401, 1], ['guard', 200, 3], ['connected_apps', 500, 1]
+  ])
+  t.strictSame(Object.keys(points('oauth.request.duration')[0]!.attributes), ['endpoint', 'http.response.status_code'])
+  for (const { value } of points('oauth.request.duration')) t.ok((value as { sum: number }).sum > 0, 'milliseconds')
+  t.strictSame(points('oauth.request.refused').map(({ attributes, value }) => [attributes, value]), [[{ endpoint: 'metadata' }, 1], [{ endpoint: 'guard' }, 1]])
+  t.strictSame(points('oauth.request.failed').map(({ attributes, value }) => [attributes, value]), [[{ endpoint: 'connected_apps' }, 1]])
+})
+
+t.test('every program in the README was run above', async (t) => {
+  t.strictSame(programsIn(readme).filter((program) => !run.has(program)), [])
 })
 
 t.test('the README names every option, column, command, event and file there is, and no other', async (t) => {
@@ -137,6 +219,9 @@ t.test('the README names every option, column, command, event and file there is,
   const events = [...source('lib/events.ts').matchAll(/type: '([\w.]+)'/g)].map(([, type]) => type!)
   const named = readme.split('### Events\n')[1]!.split('. Each has')[0]!.match(/[a-z]+\.[a-z]+/g)!
   t.strictSame([...named].sort(), [...events].sort())
+
+  const endpoints = /endpoint: (.*)/.exec(source('lib/http/metrics.ts'))![1]!.match(/\w+/g)!
+  t.strictSame(readme.split('The endpoint is ')[1]!.split('.')[0]!.match(/\w+(?=`)/g), endpoints)
 
   for (const file of ['README.md', 'CONTRIBUTING.md', 'SECURITY.md']) {
     for (const [, target] of source(file).matchAll(/(?:\]\(|src="|srcset=")(?!https?:|#)([^)"]+)/g)) {

@@ -18,9 +18,13 @@ export async function metadataEndpoints (app: FastifyInstance, settings: Setting
     wellKnown.get(`/oauth-authorization-server${paths.issuer}`, prepared(authorizationServerMetadata(settings)))
   }, { prefix: '/.well-known' })
 
-  for (const path of new Set([paths.issuer, ...resources.map(({ path }) => path?.replace(/\/$/, '') ?? '')])) {
-    if (path !== '') app.get(`${path}/.well-known/openid-configuration`, notFound)
-  }
+  const below = new Set([paths.issuer, ...resources.map(({ path }) => path?.replace(/\/$/, '') ?? '')])
+  below.delete('')
+  const openIdConfigurations = [...below].map((path) => `${path}/.well-known/openid-configuration`)
+  await app.register(async (appended) => {
+    allowAnyOrigin(appended, openIdConfigurations)
+    for (const path of openIdConfigurations) appended.get(path, notFound)
+  })
 }
 
 /** The documents of each resource, at the root for the first and at its inserted path. RFC 9728 §3. */

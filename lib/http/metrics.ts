@@ -1,3 +1,4 @@
+import type { FastifyInstance } from 'fastify'
 import { channel } from 'node:diagnostics_channel'
 
 /** Published on the channel `fastify-mcp-oauth:request` of node:diagnostics_channel, for metrics. */
@@ -12,6 +13,16 @@ export interface Measurement {
 /** Where nobody listens, its `hasSubscribers` is all that a request pays. */
 export const measurements = channel('fastify-mcp-oauth:request')
 
+/** What a subscriber throws becomes an uncaught exception on the next tick: nothing that could be caught here. */
 export function publishMeasurement (measurement: Measurement): void {
   measurements.publish(measurement)
+}
+
+/** Measures every answer of the routes in this scope. */
+export function measureRoutes (app: FastifyInstance, endpoint: Measurement['endpoint']): void {
+  app.addHook('onResponse', (_request, reply, done) => {
+    // `elapsedTime` reads the clock, so not before.
+    if (measurements.hasSubscribers) publishMeasurement({ endpoint, statusCode: reply.statusCode, duration: reply.elapsedTime })
+    done()
+  })
 }
