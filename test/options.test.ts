@@ -343,7 +343,7 @@ t.test('no message ever holds a key', async (t) => {
     { keys: secret }, { keys: [secret] }, { keys: [KEY, secret] }, { keys: { current: secret } }, { keys: [[secret]] }, { keys: [{ secret }] }, { keys: [Buffer.from(secret)] },
     clientsWith({ clientSecretHashes: [secret] }), clientsWith({ clientSecretHashes: secret }), clientsWith({ clientSecretHashes: [[secret]] }), clientsWith({ clientSecretHashes: { current: secret } }),
     clientsWith({ clientSecret: secret }), clientsWith({ client_secret: secret }), clientsWith({ clientSecretHashes: [HASH, secret], scopes: ['red'] }), clientsWith({ jwks: secret }), keysOf(secret), keysOf({ kty: 'oct', k: secret }), keysOf(jwk(ec.privateKey, { d: secret })),
-    { clients: { clientId: 'chat', clientSecretHashes: [secret] } }, { clients: { chat: { clientSecret: secret } } }, { clients: [[{ clientSecretHashes: [secret] }]] },
+    { clients: { clientId: 'chat', clientSecretHashes: [secret] } }, { clients: { chat: { clientSecret: secret } } }, { clients: [[secret]] }, { clients: [[{ clientSecretHashes: [secret] }]] },
     { key: secret }, { secret: [secret] }, { keys: [KEY, randomBytes(32).toString('base64url')], issuer: '' }
   ] as Loose[]) {
     const { code, message } = await bootError(appWith(t, changes))
