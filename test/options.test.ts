@@ -201,6 +201,7 @@ const REFUSED: Record<string, Refused[]> = {
   ],
   'clients, where one could never be found': [
     [clientsWith({ clientId: 'x'.repeat(2049) }), 'clients[0].clientId'],
+    [clientsWith({ clientId: 'x\0' }), 'clients[0].clientId'],
     [{ clients: [...(clientsWith({}).clients as object[]), ...(clientsWith({ clientName: 'Other' }).clients as object[])] }, 'clients[1].clientId', 'got chat']
   ],
   'clients, where a secret is wrong': [

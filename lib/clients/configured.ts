@@ -5,6 +5,7 @@ import { ASSERTION_ALGORITHMS } from '../protocol/client-authentication.js'
 import { isRedirectUri } from '../protocol/redirect-uri.js'
 import { findResource, type Resource } from '../protocol/resource.js'
 import type { ScopeCatalogue } from '../protocol/scope.js'
+import { isIdentifier } from '../protocol/secret.js'
 import { MAX_CLIENT_ID_LENGTH, type Client, type ClientSource } from './client.js'
 
 /** A client that the app's developer registers by hand: public, unless it has secrets or keys. */
@@ -57,7 +58,7 @@ function parseClient (client: unknown, at: string, known: Known): Client {
   expect(isObject(client), at, 'an object { clientId, clientName, redirectUris }', Array.isArray(client) ? 'a list' : client)
   expectNames(client, `${at}.`, ['clientId', 'clientName', 'redirectUris', 'clientSecretHashes', 'jwks', 'scopes', 'introspects'])
   const { clientId, clientName, redirectUris = [], clientSecretHashes, jwks, scopes, introspects } = client
-  expect(typeof clientId === 'string' && clientId !== '' && clientId.length <= MAX_CLIENT_ID_LENGTH, `${at}.clientId`, `a string of at most ${MAX_CLIENT_ID_LENGTH} characters`, clientId)
+  expect(isIdentifier(clientId, MAX_CLIENT_ID_LENGTH), `${at}.clientId`, `a string of at most ${MAX_CLIENT_ID_LENGTH} characters`, clientId)
   expect(typeof clientName === 'string' && clientName !== '', `${at}.clientName`, 'a string', clientName)
   expectRedirectUris(redirectUris, `${at}.redirectUris`)
   expect(redirectUris.length > 0 || scopes !== undefined || introspects !== undefined, `${at}.redirectUris`, 'at least one redirect URI, for a client without scopes and introspects', 'an empty list')
