@@ -8,6 +8,7 @@ import './fastify.js'
 import { refuseHostPolicy } from './http/cors.js'
 import { addGuard, type Verify } from './http/guard.js'
 import { measureRoutes } from './http/metrics.js'
+import { BODY_LIMIT } from './http/parameters-from-request.js'
 import { parseResources, type ResourceOptions } from './options.js'
 import { OAuthError } from './protocol/errors.js'
 import { ScopeCatalogue, isScopeToken, parseScope } from './protocol/scope.js'
@@ -52,6 +53,8 @@ type Introspection = {
 type Introspect = (token: string) => Promise<Introspection | undefined>
 
 const CACHE_SIZE = 10_000
+/** Characters. */
+const MAX_ANSWER = 64 * 1024
 /** Milliseconds to wait for the authorization server. */
 const TIMEOUT = 5000
 
@@ -128,12 +131,15 @@ function createIntrospection ({ issuer, clientId, clientSecret }: RemoteGuardOpt
   let endpoint: string | undefined
 
   return async (token) => {
+    const body = `token=${encodeURIComponent(token)}&token_type_hint=access_token`
+    // More than an authorization server reads: its 413 would look like an outage.
+    if (body.length > BODY_LIMIT) return undefined
     try {
       endpoint ??= await discover(issuer)
       const answer = await ask(endpoint, {
         method: 'POST',
         headers: { authorization, accept: 'application/json', 'content-type': 'application/x-www-form-urlencoded' },
-        body: `token=${encodeURIComponent(token)}&token_type_hint=access_token`
+        body
       })
       if (answer.active === false) return undefined
       if (!isIntrospection(answer)) throw new Error(`${endpoint} answered something else than RFC 7662 says`)
@@ -160,7 +166,12 @@ async function discover (issuer: string): Promise<string> {
 /** A JSON object. What else came is not quoted, for the log: it may repeat the token or the secret. */
 async function ask (url: string, init?: RequestInit): Promise<Record<string, unknown>> {
   const response = await fetch(url, { ...init, redirect: 'error', signal: AbortSignal.timeout(TIMEOUT) })
-  const text = await response.text()
+  let text = ''
+  // Counted once unpacked: two megabytes of gzip can be two gigabytes.
+  for await (const chunk of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+    text += chunk
+    if (text.length > MAX_ANSWER) throw new Error(`${url} answered with over ${MAX_ANSWER} characters`)
+  }
   if (!response.ok) throw new Error(`${url} answered ${response.status}`)
   const body = parseJson(text)
   if (!isObject(body)) throw new Error(`${url} answered something else than a JSON object`)

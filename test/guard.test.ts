@@ -1,6 +1,8 @@
 import Fastify from 'fastify'
 import { request as httpRequest } from 'node:http'
+import { connect } from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import mcpOAuth, { StoreUnavailableError, type AuditEvent, type TokenStore } from '../lib/index.js'
 import { sqliteStore } from '../lib/store/sqlite.js'
@@ -329,4 +331,36 @@ t.test('two Authorization headers on the wire are one bad token, not a choice', 
     httpRequest({ port, path: '/mcp', method: 'POST', headers: ['Host', 'localhost', 'Authorization', 'Bearer x', 'Authorization', `Bearer ${token}`] }, (response) => { response.resume(); resolve(response.statusCode) }).on('error', reject).end()
   })
   t.equal(status, 401)
+})
+
+t.test('no handler runs for a refused request whose client hangs up, however slow the onSend hooks of the host are', async (t) => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  await app.register(mcpOAuth, testOptions())
+  let answers = 0
+  let handled = 0
+  app.addHook('onSend', async () => {
+    await sleep(20)
+    answers++
+  })
+  for (const hook of ['onRequest', 'preHandler']) {
+    app.route({ method: ['GET', 'DELETE', 'OPTIONS'], url: `/${hook}`, [hook]: app.oauth.protect({ scopes: ['write'] }), handler: async () => { handled++ } })
+  }
+  await app.listen({ port: 0, host: '127.0.0.1' })
+  const { port } = app.server.address() as { port: number }
+  const readToken = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  let sent = 0
+  for (const path of ['/onRequest', '/preHandler']) {
+    for (const [method, authorization] of [['GET', ''], ['DELETE', 'Authorization: Bearer x\r\n'], ['DELETE', `Authorization: Bearer ${readToken}\r\n`], ['OPTIONS', '']]) {
+      for (const hangUp of ['resetAndDestroy', 'destroySoon'] as const) {
+        sent++
+        const socket = connect(port, '127.0.0.1').on('error', () => {})
+        socket.write(`${method} ${path} HTTP/1.1\r\nHost: localhost\r\n${authorization}\r\n`, () => setTimeout(() => socket[hangUp](), 5))
+      }
+    }
+  }
+  for (const deadline = Date.now() + 5000; Date.now() < deadline; await sleep(20)) if (answers >= sent) break
+  await sleep(100)
+  t.ok(answers >= sent / 2, `${answers} of ${sent} were answered`)
+  t.equal(handled, 0)
 })

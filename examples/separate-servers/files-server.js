@@ -20,9 +20,10 @@ await app.register(remoteGuard, {
 
 // A web page must not reach this server through the user's browser by pointing its own name at it (DNS rebinding).
 const hosts = [...localhostAllowedHostnames(), new URL(FILES).hostname]
-app.addHook('onRequest', async (request, reply) => {
+app.addHook('onRequest', (request, reply, done) => {
   const checks = [validateHostHeader(request.headers.host, hosts), validateOriginHeader(request.headers.origin, hosts)]
-  if (checks.some(({ ok }) => !ok)) return reply.code(403).send({ error: 'forbidden host or origin' })
+  if (checks.every(({ ok }) => ok)) done()
+  else reply.code(403).send({ error: 'forbidden host or origin' })
 })
 
 app.route({

@@ -1,4 +1,5 @@
 import type { ClientProof } from '../protocol/client-authentication.js'
+import { isIdentifier } from '../protocol/secret.js'
 
 /** A client that this server knows, however it came to know it. */
 export interface Client extends ClientProof {
@@ -22,7 +23,7 @@ export const MAX_CLIENT_ID_LENGTH = 2048
 /** Asks each source in turn. */
 export function createClientFinder (sources: readonly ClientSource[]): ClientSource {
   return async function findClient (clientId) {
-    if (clientId.length > MAX_CLIENT_ID_LENGTH) return undefined
+    if (!isIdentifier(clientId, MAX_CLIENT_ID_LENGTH)) return undefined
     for (const source of sources) {
       const client = await source(clientId)
       if (client !== undefined) return client

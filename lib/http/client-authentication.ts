@@ -1,5 +1,5 @@
 import type { FastifyRequest } from 'fastify'
-import type { Client } from '../clients/client.js'
+import { MAX_CLIENT_ID_LENGTH, type Client } from '../clients/client.js'
 import type { Settings } from '../options.js'
 import { checkClientCredentials, parseClientCredentials } from '../protocol/client-authentication.js'
 import { OAuthError } from '../protocol/errors.js'
@@ -15,7 +15,7 @@ export async function authenticateClient ({ findClient, issuer }: Settings, requ
   const { clientId } = credentials
   const client = await findClient(clientId)
   if (client === undefined) {
-    throw new OAuthError('invalid_client', 'The client is unknown. Register again.', { reason: 'client_unknown', about: { clientId } })
+    throw new OAuthError('invalid_client', 'The client is unknown. Register again.', { reason: 'client_unknown', about: { clientId: clientId.slice(0, MAX_CLIENT_ID_LENGTH) } })
   }
   await checkClientCredentials(credentials, client, issuer, now)
   return client

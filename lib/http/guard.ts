@@ -18,8 +18,8 @@ export interface ProtectOptions {
   resource?: string
 }
 
-/** An `onRequest` hook. */
-export type Guard = (request: FastifyRequest, reply: FastifyReply) => Promise<FastifyReply | undefined>
+/** An `onRequest` hook. For a request that it refuses, and so has answered, its promise never settles. */
+export type Guard = (request: FastifyRequest, reply: FastifyReply) => Promise<void>
 
 /** What the MCP TypeScript SDK hands to tools as `authInfo`. */
 export interface AuthInfo {
@@ -96,10 +96,10 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
     const missing = formatChallenge(challenge)
     const invalid = formatChallenge({ error: 'invalid_token', error_description: 'The access token is invalid.', ...challenge })
 
-    const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, { userId, clientId, grantId }: Partial<Grant> = {}): FastifyReply => {
+    const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, { userId, clientId, grantId }: Partial<Grant> = {}): void => {
       emit(request, { type: 'token.rejected', reason, userId: userId ?? null, clientId: clientId ?? null, grantId: grantId ?? null })
       reply.header('www-authenticate', reason === 'token_missing' ? missing : invalid)
-      return sendJsonError(reply, new OAuthError('invalid_token', 'A valid access token is needed.', { reason }))
+      sendJsonError(reply, new OAuthError('invalid_token', 'A valid access token is needed.', { reason }))
     }
 
     const refuseScope = (reply: FastifyReply, grant: Grant, scopes: readonly string[]): OAuthError => {
@@ -116,19 +116,32 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
       return error
     }
 
-    const check: Guard = async (request, reply) => {
+    /** Whether the request may go on; if not, it is answered. */
+    const check = async (request: FastifyRequest, reply: FastifyReply): Promise<boolean> => {
       // Preflights carry no token. They are answered here, so that no OPTIONS request reaches a handler without a grant.
-      if (request.method === 'OPTIONS') return sendPreflight(reply)
+      if (request.method === 'OPTIONS') {
+        sendPreflight(reply)
+        return false
+      }
       allowAnyOriginOnReply(reply)
       // Of several guards each has to accept the token for itself.
       request.oauth = null
 
       const token = bearerToken(request.headers.authorization)
-      if (token === '') return refuseToken(request, reply, 'token_missing')
       try {
+        if (token === '') {
+          refuseToken(request, reply, 'token_missing')
+          return false
+        }
         const { grant, reason } = await verify(token, resources, request, Date.now())
-        if (grant === undefined || reason !== undefined) return refuseToken(request, reply, reason ?? 'token_unknown', grant)
-        if (!hasScopes(grant, needed)) return sendJsonError(reply, refuseScope(reply, grant, needed))
+        if (grant === undefined || reason !== undefined) {
+          refuseToken(request, reply, reason ?? 'token_unknown', grant)
+          return false
+        }
+        if (!hasScopes(grant, needed)) {
+          sendJsonError(reply, refuseScope(reply, grant, needed))
+          return false
+        }
 
         request.oauth = {
           ...grant,
@@ -137,24 +150,26 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
           },
           authInfo: () => authInfo(grant, token)
         }
+        return true
       } catch (thrown) {
         const error = toOAuthError(thrown)
         logRefusal(request, error)
-        return sendJsonError(reply, error)
+        sendJsonError(reply, error)
+        return false
       }
-      return undefined
     }
-    const guard: Guard = (request, reply) => measurements.hasSubscribers ? measured(check, request, reply) : check(request, reply)
+
+    const guard: Guard = async (request, reply) => {
+      const startedAt = measurements.hasSubscribers ? performance.now() : undefined
+      const passed = await check(request, reply)
+      if (startedAt !== undefined) publishMeasurement({ endpoint: 'guard', statusCode: passed ? 200 : reply.statusCode, duration: performance.now() - startedAt })
+      // For a refused request this never ends. Fastify goes on to the handler when a hook ends before its answer is out,
+      // and that can be so where the client has hung up and the host's onSend hooks take their time.
+      if (!passed) await new Promise<never>(() => {})
+    }
     GUARDS.add(guard)
     return guard
   }
-}
-
-async function measured (check: Guard, request: FastifyRequest, reply: FastifyReply): Promise<undefined> {
-  const startedAt = performance.now()
-  // Not what it answers: a reply is thenable, so that awaiting it waits until it is sent, and gives undefined.
-  await check(request, reply)
-  publishMeasurement({ endpoint: 'guard', statusCode: reply.sent ? reply.statusCode : 200, duration: performance.now() - startedAt })
 }
 
 /** Asks the store, and then the app for what is not in it. */
