@@ -1,5 +1,5 @@
 import { DatabaseSync } from '@photostructure/sqlite'
-import { chmodSync, rmSync } from 'node:fs'
+import { chmodSync, existsSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { summarize } from '../../lib/grants/tokens.js'
@@ -94,6 +94,20 @@ t.test('a garbage file is refused at open', async (t) => {
   const file = join(t.testdir({ 'tokens.db': 'this is no database, but it is long enough to be read as one'.repeat(50) }), 'tokens.db')
   await t.rejects(async () => await sqliteStore({ path: file }).open(), StoreUnavailableError)
   rmSync(file)
+})
+
+t.test('with migrate: false no file and no table is made', async (t) => {
+  const file = join(folder(), 'tokens.db')
+  await t.rejects(async () => await sqliteStore({ path: file, migrate: false }).open(), StoreUnavailableError)
+  t.notOk(existsSync(file))
+  const database = new DatabaseSync(file)
+  t.teardown(() => database.close())
+  database.exec('CREATE TABLE notes (text TEXT)')
+  const store = sqliteStore({ path: file, migrate: false })
+  await store.open()
+  t.teardown(() => store.close())
+  t.throws(() => store.find('x'), { message: 'no such table: access_tokens' })
+  t.strictSame({ ...database.prepare('PRAGMA journal_mode').get() }, { journal_mode: 'delete' })
 })
 
 t.test('a file made by others keeps its other tables', async (t) => {
