@@ -229,12 +229,12 @@ async function disagreements (combination: Combination): Promise<string[]> {
   }
 
   // Each endpoint answers at its advertised URL, and what is not advertised is the host's to answer.
-  const at = (name: string): string => typeof metadata[name] === 'string' ? new URL(metadata[name]).pathname : ''
+  const at = (name: string, otherwise = `/without/${name}`): string => typeof metadata[name] === 'string' ? new URL(metadata[name]).pathname : otherwise
   const endpoints: Array<[url: string, method: 'GET' | 'POST', answer: number]> = [
     [at('authorization_endpoint'), 'GET', 400], [at('authorization_endpoint'), 'POST', 403], [at('token_endpoint'), 'POST', 401], [at('revocation_endpoint'), 'POST', 401],
-    [at('registration_endpoint') || `${base}/oauth/register`, 'POST', isOn.register ? 400 : 404],
-    [at('introspection_endpoint') || `${base}/oauth/introspect`, 'POST', isOn.introspect ? 401 : 404],
-    [at('userinfo_endpoint') || `${base}/oauth/userinfo`, 'GET', isOn.userinfo ? 401 : 404],
+    [at('registration_endpoint', `${base}/oauth/register`), 'POST', isOn.register ? 400 : 404],
+    [at('introspection_endpoint', `${base}/oauth/introspect`), 'POST', isOn.introspect ? 401 : 404],
+    [at('userinfo_endpoint', `${base}/oauth/userinfo`), 'GET', isOn.userinfo ? 401 : 404],
     ['/authorize', 'GET', rootAliases ? 400 : 404], ['/authorize', 'POST', rootAliases ? 403 : 404], ['/token', 'POST', rootAliases ? 401 : 404],
     ['/register', 'POST', rootAliases && isOn.register ? 400 : 404],
     ['/revoke', 'POST', 404], ['/introspect', 'POST', 404], ['/userinfo', 'GET', 404],
@@ -359,7 +359,7 @@ t.test('options that would leave something half on are refused at boot', async (
 
 t.test('each advertised algorithm of client assertions works, and no other (RFC 8414 §2)', async (t) => {
   const curves: Record<string, string> = { EdDSA: 'Ed25519' }
-  const pairs = await Promise.all([...ALGORITHMS, 'ES512', 'RS512', 'PS384'].map(async (alg) => ({ alg, ...await generateKeyPair(curves[alg] ?? alg) })))
+  const pairs = await Promise.all([...ALGORITHMS, 'RS384', 'RS512', 'PS384', 'PS512'].map(async (alg) => ({ alg, ...await generateKeyPair(curves[alg] ?? alg) })))
   const jwks = { keys: await Promise.all(pairs.map(async ({ alg, publicKey }) => ({ ...await exportJWK(publicKey), kid: alg }))) }
   const app = Fastify()
   t.teardown(() => app.close())
