@@ -360,7 +360,8 @@ t.test('options that would leave something half on are refused at boot', async (
 t.test('each advertised algorithm of client assertions works, and no other (RFC 8414 §2)', async (t) => {
   const curves: Record<string, string> = { EdDSA: 'Ed25519' }
   const pairs = await Promise.all([...ALGORITHMS, 'ES512', 'RS512', 'PS384'].map(async (alg) => ({ alg, ...await generateKeyPair(curves[alg] ?? alg) })))
-  const jwks = { keys: await Promise.all(pairs.map(async ({ alg, publicKey }) => ({ ...await exportJWK(publicKey), kid: alg }))) }
+  // A key that no algorithm takes is refused at boot already.
+  const jwks = { keys: await Promise.all(pairs.filter(({ alg }) => alg !== 'ES512').map(async ({ alg, publicKey }) => ({ ...await exportJWK(publicKey), kid: alg }))) }
   const app = Fastify()
   t.teardown(() => app.close())
   const options = testOptions({ clients: [{ clientId: 'bank', clientName: 'Bank', redirectUris: [CALLBACK], jwks }], store: sqliteStore({ path: ':memory:' }) })

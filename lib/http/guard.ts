@@ -9,7 +9,7 @@ import { formatScope, type ScopeCatalogue } from '../protocol/scope.js'
 import { grantOf, refusal, type Grant } from '../store/grant.js'
 import { allowAnyOriginOnReply, answerPreflights, sendPreflight } from './cors.js'
 import { logRefusal, sendJsonError, toOAuthError } from './errors.js'
-import { measurements, publishMeasurement } from './metrics.js'
+import { measurements, type Measurement } from './metrics.js'
 
 export interface ProtectOptions {
   /** Scopes that every request to the route needs. Default none. */
@@ -106,10 +106,11 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
       const unknown = scopes.filter((scope) => !settings.scopes.names.includes(scope))
       if (unknown.length > 0) throw new RequireError(unknown.join(', '), settings.scopes.names.join(', '))
       const { userId, clientId, grantId } = grant
-      emit(reply.request, { type: 'token.rejected', reason: 'token_scope_insufficient', userId, clientId, grantId })
+      const about = { userId, clientId, grantId }
+      emit(reply.request, { type: 'token.rejected', reason: 'token_scope_insufficient', ...about })
       // What the token has is asked for again, or the client would trade one scope for the other, back and forth.
       const all = [...new Set([...grant.scopes, ...needed, ...scopes])]
-      const error = new OAuthError('insufficient_scope', 'The access token lacks a scope.', { reason: 'token_scope_insufficient', about: { userId, clientId, grantId } })
+      const error = new OAuthError('insufficient_scope', 'The access token lacks a scope.', { reason: 'token_scope_insufficient', about })
       reply.header('www-authenticate', formatChallenge({
         error: 'insufficient_scope', error_description: error.description, ...challenge, scope: formatScope(all)
       }))
@@ -154,7 +155,7 @@ async function measured (check: Guard, request: FastifyRequest, reply: FastifyRe
   const startedAt = performance.now()
   // Not what it answers: a reply is thenable, so that awaiting it waits until it is sent, and gives undefined.
   await check(request, reply)
-  publishMeasurement({ endpoint: 'guard', statusCode: reply.sent ? reply.statusCode : 200, duration: performance.now() - startedAt })
+  measurements.publish({ endpoint: 'guard', statusCode: reply.sent ? reply.statusCode : 200, duration: performance.now() - startedAt } satisfies Measurement)
 }
 
 /** Asks the store, and then the app for what is not in it. */
