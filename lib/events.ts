@@ -31,7 +31,8 @@ type In<T, C> = T extends unknown ? T & C : never
 /** What `onEvent` gets; `type` tells the variants apart. */
 export type AuditEvent = In<Happening, Context>
 
-type Emitted = In<Happening, { userId?: string | null, clientId?: string | null }>
+/** What an event's maker knows of it. */
+export type Emitted = In<Happening, { userId?: string | null, clientId?: string | null }>
 
 export type Emit = (request: FastifyRequest | null, event: Emitted) => void
 

@@ -1,10 +1,21 @@
 import createError from '@fastify/error'
+import type { FastifyInstance } from 'fastify'
 import { inspect } from 'node:util'
+import { isStrings } from './protocol/json.js'
 import { isLoopbackHost } from './protocol/redirect-uri.js'
 
-// What options are checked with. Each function throws FST_MCP_OAUTH_INVALID_OPTION, which names the option.
+// What a registration is checked with. Without another word a function throws FST_MCP_OAUTH_INVALID_OPTION, which names the option.
 
+const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'app.oauth is there already, from fastify-mcp-oauth or remoteGuard. One registration serves several MCP servers: list them in `resources`')
+const PrefixError = createError('FST_MCP_OAUTH_PREFIX', '%s must be registered without a prefix, got %s. Discovery happens at /.well-known; put a path into `%s` instead')
 const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
+
+/** Whether this app is the place: both plugins serve well-known documents, and bring `app.oauth`. */
+export function expectPlace (app: FastifyInstance, options: object, plugin: string, pathOption: string): void {
+  if (app.hasDecorator('oauth')) throw new AlreadyRegisteredError()
+  const { prefix = app.prefix } = options as { prefix?: string }
+  if (prefix !== '') throw new PrefixError(plugin, prefix, pathOption)
+}
 
 export function expect (condition: boolean, option: string, expected: string, got: unknown): asserts condition {
   if (!condition) throw new OptionError(option, expected, typeof got === 'string' ? got || 'an empty string' : describe(got))
@@ -19,6 +30,16 @@ export function expectFunctions (options: object, forms: Readonly<Record<string,
     const value: unknown = (options as Record<string, unknown>)[name]
     expect(value === undefined || typeof value === 'function', name, `a function ${form}`, value)
   }
+}
+
+/** A list that names what there is, as it is called there; `find` for what has several spellings. */
+export function namesAmong (values: unknown, at: string, known: readonly string[], find = (value: string) => known.find((name) => name === value)): string[] {
+  expect(isStrings(values) && values.length > 0, at, `a list of names among ${known.join(', ')}`, values)
+  return values.map((value) => {
+    const found = find(value)
+    expect(found !== undefined, at, `names among ${known.join(', ')}`, value)
+    return found
+  })
 }
 
 /**
@@ -43,14 +64,6 @@ export function isSafeUrl ({ protocol, hostname }: URL): boolean {
 
 export function isPath (value: unknown): value is string {
   return typeof value === 'string' && /^\/(?!\/)[A-Za-z0-9\-._~/]*$/.test(value) && new URL(value, 'http://x').pathname === value
-}
-
-export function isStrings (value: unknown): value is string[] {
-  return Array.isArray(value) && value.every((entry) => typeof entry === 'string')
-}
-
-export function isObject (value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
 function describe (value: unknown): string {

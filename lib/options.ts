@@ -6,8 +6,9 @@ import { createClientFinder, type Client } from './clients/client.js'
 import { configuredClients, expectRedirectUris, type ConfiguredClients } from './clients/configured.js'
 import { registeredClients, type ClientIdPayload } from './clients/registered.js'
 import { createEmit, type AuditEvent } from './events.js'
-import { expect, expectFunctions, expectNames, expectUrl, isObject, isPath, isStrings } from './expect.js'
+import { expect, expectFunctions, expectNames, expectUrl, isPath, namesAmong } from './expect.js'
 import type { AuthorizationCode } from './protocol/authorization-code.js'
+import { isObject, isStrings } from './protocol/json.js'
 import type { Resource } from './protocol/resource.js'
 import { ScopeCatalogue, isScopeToken, type ScopeDefinition } from './protocol/scope.js'
 import { createSealer, createSigner } from './protocol/sealed.js'
@@ -30,6 +31,7 @@ export interface User {
 /** What `fallbackToken` answers for a token of your own kind. */
 export interface FallbackGrant {
   userId: string
+  /** What they imply is added, and what does not exist here dropped. */
   scopes: readonly string[]
   tenantId?: string
   clientId?: string
@@ -56,6 +58,7 @@ export interface ResourceOptions {
 /** Requests for each window and client address, or whatever @fastify/rate-limit takes for a route. */
 export type EndpointLimit = RateLimitOptions | false
 
+/** Introspection, userinfo and metadata have no limit. */
 export interface RateLimits extends Omit<RateLimitPluginOptions, 'global' | 'max' | 'timeWindow'> {
   /** Default 10 a minute. */
   register?: EndpointLimit
@@ -82,7 +85,7 @@ export interface McpOAuthOptions {
   resources?: readonly ResourceOptions[]
   /** Seconds from consent to redemption, at most 600. Default 60. */
   codeLifetime?: number
-  /** Seconds for which an access token works. Default null: until it is revoked. */
+  /** Seconds for which an access token works. Default null: until it is revoked, or an hour for one of a client itself. */
   accessTokenLifetime?: number | null
   /** Seconds for which a refresh token works, anew with each refresh. Default null: no refresh tokens. Needs `accessTokenLifetime`. */
   refreshTokenLifetime?: number | null
@@ -102,7 +105,7 @@ export interface McpOAuthOptions {
   views?: string
   /** Also serve /authorize, /token and /register, for clients of MCP 2025-03-26. Default false. */
   rootAliases?: boolean
-  /** Asked when a code is redeemed and a token refreshed: null refuses, for a user who is deleted or suspended. */
+  /** Asked when a code is redeemed, a token refreshed and userinfo told: null refuses, for a user who is deleted or suspended. */
   findUser?: (userId: string) => User | null | undefined | Promise<User | null | undefined>
   /** What `/oauth/userinfo` tells the bearer of a user's token beside `sub`. Needs `findUser`. Default: no such endpoint. */
   userinfo?: (user: User, grant: Grant) => object | Promise<object>
@@ -115,11 +118,12 @@ export interface McpOAuthOptions {
 /** The options, checked and complete, with what is made from them once. */
 export type Settings = Awaited<ReturnType<typeof resolveOptions>>
 
+/** Seconds. */
 const YEAR = 365 * 24 * 60 * 60
 
-const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 'store', 'resources', 'codeLifetime',
+const NAMES: ReadonlyArray<keyof McpOAuthOptions> = ['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 'store', 'resources', 'codeLifetime',
   'accessTokenLifetime', 'refreshTokenLifetime', 'refreshGrace', 'idleLifetime', 'registration', 'clients', 'connectedApps', 'rateLimit', 'views',
-  'rootAliases', 'findUser', 'userinfo', 'fallbackToken', 'onEvent'])
+  'rootAliases', 'findUser', 'userinfo', 'fallbackToken', 'onEvent']
 
 /**
  * Checks every option and builds what endpoints share.
@@ -127,7 +131,7 @@ const KNOWN = new Set(['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 's
  * @throws FST_MCP_OAUTH_INVALID_OPTION naming the option, what was expected and what was given
  */
 export async function resolveOptions (options: McpOAuthOptions, log: FastifyBaseLogger) {
-  expectNames(options, '', [...KNOWN])
+  expectNames(options, '', NAMES)
   const { origin, pathname } = expectUrl(options.issuer, 'issuer', 'https://notes.example.com')
   const base = pathname === '/' ? '' : pathname
   const keys = parseKeys(options.keys)
@@ -253,21 +257,16 @@ export function parseResources (resources: unknown = [{ path: '/mcp' }], origin:
     expect(url !== undefined || (isPath(path) && (path === '/' || !path.endsWith('/'))), `${at}.path`, "a path such as '/mcp', without a trailing slash, query or parameters", path)
     expect(name === undefined || (typeof name === 'string' && name !== ''), `${at}.name`, 'a name', name)
     expect(documentation === undefined || (typeof documentation === 'string' && /^https?:/.test(documentation) && URL.canParse(documentation)), `${at}.documentation`, 'an http(s) URL', documentation)
-    expect(resource.scopes === undefined || (isStrings(resource.scopes) && resource.scopes.length > 0), `${at}.scopes`, 'a list of scope names', resource.scopes)
-    for (const scope of resource.scopes ?? []) {
-      expect(scopes.names.includes(scope), `${at}.scopes`, `names among ${scopes.names.join(', ')}`, scope)
-    }
     const elsewhere = url === undefined ? undefined : expectUrl(url, `${at}.url`, 'https://files.example.com/mcp')
     const { origin: itsOrigin, pathname } = elsewhere ?? { origin, pathname: path! }
-    const itsName = name ?? elsewhere?.host
     const suffix = pathname === '/' ? '' : pathname
     return {
       path: url === undefined ? path as string : null,
       uri: itsOrigin + suffix,
-      scopes: resource.scopes ?? scopes.names,
-      metadataUrl: `${itsOrigin}/.well-known/oauth-protected-resource${suffix}`,
-      ...(itsName !== undefined && { name: itsName }),
-      ...(documentation !== undefined && { documentation })
+      name: name ?? elsewhere?.host,
+      scopes: resource.scopes === undefined ? scopes.names : namesAmong(resource.scopes, `${at}.scopes`, scopes.names),
+      documentation,
+      metadataUrl: `${itsOrigin}/.well-known/oauth-protected-resource${suffix}`
     }
   })
   parsed.forEach(({ uri, path }, index) => {

@@ -1,4 +1,3 @@
-import createError from '@fastify/error'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { authorizationEndpoint } from './endpoints/authorization.js'
@@ -9,6 +8,7 @@ import { registrationEndpoint } from './endpoints/registration.js'
 import { revocationEndpoint } from './endpoints/revocation.js'
 import { tokenEndpoint } from './endpoints/token.js'
 import { userinfoEndpoint } from './endpoints/userinfo.js'
+import { expectPlace } from './expect.js'
 import './fastify.js'
 import { createTokens } from './grants/tokens.js'
 import { refuseHostPolicy } from './http/cors.js'
@@ -18,16 +18,11 @@ import { addPages } from './http/pages.js'
 import { addRateLimits } from './http/rate-limits.js'
 import { resolveOptions, type McpOAuthOptions, type Settings } from './options.js'
 
-const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'app.oauth is there already, from fastify-mcp-oauth or remoteGuard. One registration serves several MCP servers: list them in `resources`')
-const PrefixError = createError('FST_MCP_OAUTH_PREFIX', 'fastify-mcp-oauth must be registered without a prefix, got %s. Discovery happens at /.well-known; put a path into `issuer` instead')
-
+/** Milliseconds. */
 const PURGE_INTERVAL = 60 * 60 * 1000
 
 async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promise<void> {
-  if (app.hasDecorator('oauth')) throw new AlreadyRegisteredError()
-  const prefix = (options as { prefix?: string }).prefix ?? app.prefix
-  if (prefix !== '') throw new PrefixError(prefix)
-
+  expectPlace(app, options, 'fastify-mcp-oauth', 'issuer')
   const settings = await resolveOptions(options, app.log)
   // Before it is opened, since a store that could only half be opened must be closed too.
   app.addHook('onClose', async () => await settings.store.close())
@@ -71,5 +66,10 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
   app.addHook('onClose', async () => clearTimeout(timer))
 }
 
-/** The plugin: `await app.register(mcpOAuth, { … })`. See McpOAuthOptions. */
+/**
+ * The plugin: `await app.register(mcpOAuth, { … })`. See McpOAuthOptions.
+ *
+ * @throws FST_MCP_OAUTH_INVALID_OPTION, FST_MCP_OAUTH_PREFIX, FST_MCP_OAUTH_ALREADY_REGISTERED
+ * @throws StoreUnavailableError when the store cannot be opened
+ */
 export default fp(mcpOAuth, { fastify: '5.x', name: 'fastify-mcp-oauth' })

@@ -3,7 +3,7 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { resourceMetadataEndpoints } from './endpoints/metadata.js'
 import { createEmit, type AuditEvent } from './events.js'
-import { expect, expectFunctions, expectNames, expectUrl, isObject, isSafeUrl, isStrings } from './expect.js'
+import { expect, expectFunctions, expectNames, expectPlace, expectUrl, isSafeUrl } from './expect.js'
 import './fastify.js'
 import { refuseHostPolicy } from './http/cors.js'
 import { addGuard, type Verify } from './http/guard.js'
@@ -11,6 +11,7 @@ import { measureRoutes } from './http/metrics.js'
 import { BODY_LIMIT } from './http/parameters-from-request.js'
 import { parseResources, type ResourceOptions } from './options.js'
 import { OAuthError } from './protocol/errors.js'
+import { isObject, isStrings, parseJson } from './protocol/json.js'
 import { ScopeCatalogue, isScopeToken, parseScope } from './protocol/scope.js'
 import { hashToken } from './protocol/secret.js'
 import { refusal, type Grant } from './store/grant.js'
@@ -26,7 +27,7 @@ export interface RemoteGuardOptions {
   /** The scopes that the authorization server has for this one. */
   scopes: readonly string[]
   /** What tokens are for, by their paths here. Default `[{ path: '/mcp' }]`. */
-  resources?: readonly ResourceOptions[]
+  resources?: ReadonlyArray<Omit<ResourceOptions, 'url'>>
   /**
    * Seconds for which an answer about a good token is believed, at most 300. Default 0: every request is asked about,
    * and a revoked token is refused at once. Up to 10,000 answers are kept.
@@ -37,17 +38,9 @@ export interface RemoteGuardOptions {
 }
 
 /** What the authorization server says of a token that is active. RFC 7662 §2.2. */
-type Introspection = {
-  scope?: string
-  client_id?: string
-  client_name?: string
-  token_type?: string
-  tenant_id?: string
-  sub?: string
-  aud?: unknown
-  jti?: string
-  exp?: number
-}
+type Introspection = { [name in typeof TEXTS[number]]?: string } & { aud?: unknown, exp?: number }
+
+const TEXTS = ['scope', 'client_id', 'client_name', 'token_type', 'tenant_id', 'sub', 'jti'] as const
 
 /** Undefined for a token that is not active. */
 type Introspect = (token: string) => Promise<Introspection | undefined>
@@ -58,16 +51,11 @@ const MAX_ANSWER = 64 * 1024
 /** Milliseconds to wait for the authorization server. */
 const TIMEOUT = 5000
 
-const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'app.oauth is there already, from fastify-mcp-oauth or remoteGuard. One registration serves several MCP servers: list them in `resources`')
-const PrefixError = createError('FST_MCP_OAUTH_PREFIX', 'remoteGuard must be registered without a prefix, got %s. Discovery happens at /.well-known')
 const NoTokensError = createError('FST_MCP_OAUTH_NO_TOKENS', 'app.oauth.tokens: this app only guards. Its tokens are with the authorization server')
 
 /** Guards routes for an authorization server elsewhere, by introspection (RFC 7662): `app.oauth.protect` and `request.oauth`. */
 async function remoteGuard (app: FastifyInstance, options: RemoteGuardOptions): Promise<void> {
-  if (app.hasDecorator('oauth')) throw new AlreadyRegisteredError()
-  const prefix = (options as { prefix?: string }).prefix ?? app.prefix
-  if (prefix !== '') throw new PrefixError(prefix)
-
+  expectPlace(app, options, 'remoteGuard', 'resources')
   expectNames(options, '', ['issuer', 'origin', 'clientId', 'clientSecret', 'scopes', 'resources', 'cacheLifetime', 'onEvent'])
   const { issuer, origin, clientId, clientSecret, cacheLifetime = 0, onEvent } = options
   expectUrl(issuer, 'issuer', 'https://login.example.com')
@@ -178,18 +166,9 @@ async function ask (url: string, init?: RequestInit): Promise<Record<string, unk
   return body
 }
 
-function parseJson (text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
-  }
-}
-
 /** An `exp` that is no number would never come. */
 function isIntrospection (answer: Record<string, unknown>): answer is { active: true } & Introspection {
-  const texts = ['scope', 'client_id', 'client_name', 'token_type', 'tenant_id', 'sub', 'jti'].map((name) => answer[name])
-  return answer.active === true && isStrings(texts.filter((text) => text !== undefined)) && (answer.exp === undefined || Number.isFinite(answer.exp))
+  return answer.active === true && TEXTS.every((name) => ['undefined', 'string'].includes(typeof answer[name])) && (answer.exp === undefined || Number.isFinite(answer.exp))
 }
 
 function audienceOf ({ aud }: Introspection): readonly unknown[] {
@@ -215,5 +194,9 @@ function formEncode (text: string): string {
   return new URLSearchParams([['', text]]).toString().slice(1)
 }
 
-/** The plugin: `await app.register(remoteGuard, { … })`. See RemoteGuardOptions. */
+/**
+ * The plugin: `await app.register(remoteGuard, { … })`. See RemoteGuardOptions.
+ *
+ * @throws FST_MCP_OAUTH_INVALID_OPTION, FST_MCP_OAUTH_PREFIX, FST_MCP_OAUTH_ALREADY_REGISTERED
+ */
 export default fp(remoteGuard, { fastify: '5.x', name: 'fastify-mcp-oauth-remote' })

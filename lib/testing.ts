@@ -11,6 +11,7 @@ export interface ConnectClientOptions {
   headers: Record<string, string>
   /** Scopes to ask for, and to tick. Default: all. */
   scopes?: readonly string[]
+  /** Default 'Test client'. */
   clientName?: string
   /** URL of the resource. Default: the first one of the app. */
   resource?: string

@@ -347,7 +347,7 @@ t.test('the metadata name the methods and grants that some client may use, and n
     ['public ones', { clients: [CLIENTS[4]!] }, ['none'], undefined],
     ['a secret', { clients: [web] }, ['none', ...secrets], secrets],
     ['keys', { clients: [service] }, ['none', 'private_key_jwt'], ['private_key_jwt']],
-    ['a secret, and no registration', { clients: [web], registration: { enabled: false } }, secrets, secrets],
+    ['a secret, and no registration', { clients: [web], registration: { enabled: false } }, ['none', ...secrets], secrets],
     ['keys without introspects', { clients: [CLIENTS[3]!] }, ['none', 'private_key_jwt'], undefined],
     ['a look-up', { clients: () => null }, all, [...secrets, 'private_key_jwt']]
   ] as Array<[string, Partial<McpOAuthOptions>, string[], string[] | undefined]>) {

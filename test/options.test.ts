@@ -159,7 +159,7 @@ const REFUSED: Record<string, Refused[]> = {
     [resourcesWith({ name: 5 }), 'resources[0].name'],
     [resourcesWith({ documentation: '/docs' }), 'resources[0].documentation', 'an http(s) URL', 'got /docs'],
     [resourcesWith({ documentation: 'javascript:alert(1)' }), 'resources[0].documentation'],
-    [resourcesWith({ scopes: 'read' }), 'resources[0].scopes', 'a list of scope names'],
+    [resourcesWith({ scopes: 'read' }), 'resources[0].scopes', 'a list of names among read, write'],
     [resourcesWith({ scopes: ['read', 'red'] }), 'resources[0].scopes', 'among read, write', 'got red'],
     [resourcesWith({ scopes: ['toString'] }), 'resources[0].scopes'],
     [{ resources: [{ path: '/mcp' }, { path: '/notes' }, { path: '/mcp' }] }, 'resources[2].path', 'a path of its own', 'got /mcp']

@@ -1,7 +1,8 @@
 import { createLocalJWKSet, type JSONWebKeySet } from 'jose'
 import { createPublicKey, type JsonWebKeyInput } from 'node:crypto'
-import { expect, expectNames, isObject, isStrings } from '../expect.js'
+import { expect, expectNames, namesAmong } from '../expect.js'
 import { ASSERTION_ALGORITHMS } from '../protocol/client-authentication.js'
+import { isObject, isStrings } from '../protocol/json.js'
 import { isRedirectUri } from '../protocol/redirect-uri.js'
 import { findResource, type Resource } from '../protocol/resource.js'
 import type { ScopeCatalogue } from '../protocol/scope.js'
@@ -73,8 +74,8 @@ function parseClient (client: unknown, at: string, known: Known): Client {
     configured: true,
     ...(clientSecretHashes !== undefined && { secretHashes: parseSecretHashes(clientSecretHashes, `${at}.clientSecretHashes`) }),
     ...(jwks !== undefined && { publicKey: createLocalJWKSet(parseJwks(jwks, `${at}.jwks`)) }),
-    ...(scopes !== undefined && { scopes: known.scopes.expand(namesAmong(scopes, `${at}.scopes`, (name) => known.scopes.names.includes(name) ? name : undefined, known.scopes.names)) }),
-    ...(introspects !== undefined && { introspects: namesAmong(introspects, `${at}.introspects`, (url) => findResource(url, known.resources)?.uri, known.resources.map(({ uri }) => uri)) })
+    ...(scopes !== undefined && { scopes: known.scopes.expand(namesAmong(scopes, `${at}.scopes`, known.scopes.names)) }),
+    ...(introspects !== undefined && { introspects: namesAmong(introspects, `${at}.introspects`, known.resources.map(({ uri }) => uri), (url) => findResource(url, known.resources)?.uri) })
   }
 }
 
@@ -114,13 +115,4 @@ function isVerificationKey (jwk: Record<string, unknown>): boolean {
   } catch {
     return false
   }
-}
-
-function namesAmong (values: unknown, at: string, find: (value: string) => string | undefined, names: readonly string[]): string[] {
-  expect(isStrings(values) && values.length > 0, at, `a list of names among ${names.join(', ')}`, values)
-  return values.map((value) => {
-    const found = find(value)
-    expect(found !== undefined, at, `names among ${names.join(', ')}`, value)
-    return found
-  })
 }

@@ -1,6 +1,6 @@
 import type { FastifyInstance } from 'fastify'
 import { verifyToken } from '../grants/verify.js'
-import { authenticateClient, tellRejectedClient } from '../http/client-authentication.js'
+import { authenticateClient, rejectedClient } from '../http/client-authentication.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import { acceptForms, formParameters } from '../http/parameters-from-request.js'
 import type { Settings } from '../options.js'
@@ -25,7 +25,7 @@ export async function introspectionEndpoint (app: FastifyInstance, settings: Set
       throw new OAuthError('invalid_request', 'The token is missing.', { reason: 'token_missing', about: { clientId } })
     }
     const { row, reason } = await verifyToken(settings, token, introspects, now)
-    if (row === null || reason !== undefined) return sendJson(reply, { active: false })
+    if (reason !== undefined) return sendJson(reply, { active: false })
     return sendJson(reply, {
       active: true,
       iss: settings.issuer,
@@ -42,5 +42,5 @@ export async function introspectionEndpoint (app: FastifyInstance, settings: Set
     })
   })
 
-  app.setErrorHandler(jsonErrorHandler(tellRejectedClient(settings)))
+  app.setErrorHandler(jsonErrorHandler(settings.emit, rejectedClient))
 }

@@ -43,43 +43,47 @@ export async function resourceMetadataEndpoints (wellKnown: FastifyInstance, { r
   wellKnown.get('/openid-configuration*', notFound)
 }
 
-/** RFC 8414 §2, RFC 9207 §3. */
+/** RFC 8414 §2, RFC 9207 §3. JSON leaves out what is undefined. */
 function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, registration, clientAuthenticationMethods }: Settings): object {
   const signing = clientAuthenticationMethods.includes('private_key_jwt') ? ASSERTION_ALGORITHMS : undefined
-  const confidential = clientAuthenticationMethods.filter((method) => method !== 'none')
+  const introspection = paths.introspection === null
+    ? {}
+    : {
+        introspection_endpoint: url(paths.introspection),
+        introspection_endpoint_auth_methods_supported: clientAuthenticationMethods.filter((method) => method !== 'none'),
+        introspection_endpoint_auth_signing_alg_values_supported: signing
+      }
   return {
     issuer,
     authorization_endpoint: url(paths.authorization),
     token_endpoint: url(paths.token),
-    ...(registration.enabled && { registration_endpoint: url(paths.registration) }),
+    registration_endpoint: registration.enabled ? url(paths.registration) : undefined,
     revocation_endpoint: url(paths.revocation),
-    ...(paths.introspection !== null && { introspection_endpoint: url(paths.introspection) }),
-    ...(paths.userinfo !== null && { userinfo_endpoint: url(paths.userinfo) }),
+    userinfo_endpoint: paths.userinfo === null ? undefined : url(paths.userinfo),
     scopes_supported: scopes.names,
     response_types_supported: ['code'],
     response_modes_supported: ['query'],
     grant_types_supported: grantTypes,
     token_endpoint_auth_methods_supported: clientAuthenticationMethods,
     revocation_endpoint_auth_methods_supported: clientAuthenticationMethods,
-    ...(paths.introspection !== null && { introspection_endpoint_auth_methods_supported: confidential }),
-    // RFC 8414 §2 wants these wherever a method signs; JSON leaves out what is undefined.
+    // RFC 8414 §2 wants these wherever a method signs.
     token_endpoint_auth_signing_alg_values_supported: signing,
     revocation_endpoint_auth_signing_alg_values_supported: signing,
-    introspection_endpoint_auth_signing_alg_values_supported: paths.introspection === null ? undefined : signing,
+    ...introspection,
     code_challenge_methods_supported: ['S256'],
     authorization_response_iss_parameter_supported: true
   }
 }
 
-/** RFC 9728 §2. */
+/** RFC 9728 §2. JSON leaves out what is undefined. */
 function resourceMetadata (resource: Resource, issuer: string): object {
   return {
     resource: resource.uri,
     authorization_servers: [issuer],
     bearer_methods_supported: ['header'],
     scopes_supported: resource.scopes,
-    ...(resource.name !== undefined && { resource_name: resource.name }),
-    ...(resource.documentation !== undefined && { resource_documentation: resource.documentation })
+    resource_name: resource.name,
+    resource_documentation: resource.documentation
   }
 }
 

@@ -6,6 +6,7 @@ import { BODY_LIMIT } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
 import type { Settings } from '../options.js'
 import { parseClientMetadata } from '../protocol/client-metadata.js'
+import { parseJson } from '../protocol/json.js'
 import { formatScope, parseScope } from '../protocol/scope.js'
 
 /** POST: dynamic client registration. RFC 7591 §3. Stores nothing: the client id is the signed metadata. */
@@ -37,17 +38,5 @@ export async function registrationEndpoint (app: FastifyInstance, settings: Sett
     })
   })
 
-  app.setErrorHandler(jsonErrorHandler((request, { reason }) => {
-    emit(request, { type: 'registration.rejected', reason })
-    return true
-  }))
-}
-
-/** Undefined for what is no JSON; that a body has to be an object is parseClientMetadata's to say. */
-function parseJson (body: string): unknown {
-  try {
-    return JSON.parse(body)
-  } catch {
-    return undefined
-  }
+  app.setErrorHandler(jsonErrorHandler(emit, ({ reason }) => ({ type: 'registration.rejected', reason })))
 }

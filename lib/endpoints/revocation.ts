@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify'
-import { authenticateClient, tellRejectedClient } from '../http/client-authentication.js'
+import { authenticateClient, rejectedClient } from '../http/client-authentication.js'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler } from '../http/errors.js'
 import { acceptForms, formParameters } from '../http/parameters-from-request.js'
@@ -35,5 +35,5 @@ export async function revocationEndpoint (app: FastifyInstance, settings: Settin
     return reply.header('cache-control', 'no-store').send()
   })
 
-  app.setErrorHandler(jsonErrorHandler(tellRejectedClient(settings)))
+  app.setErrorHandler(jsonErrorHandler(emit, rejectedClient))
 }

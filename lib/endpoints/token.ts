@@ -2,7 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import { redeemAuthorizationCode } from '../grants/authorization-code.js'
 import { issueToClient } from '../grants/client-credentials.js'
 import { refreshGrant } from '../grants/refresh-token.js'
-import { authenticateClient, tellRejectedClient } from '../http/client-authentication.js'
+import { authenticateClient, rejectedClient } from '../http/client-authentication.js'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import { acceptForms, formBody, formParameters } from '../http/parameters-from-request.js'
@@ -36,15 +36,12 @@ export async function tokenEndpoint (app: FastifyInstance, settings: Settings): 
     return sendJson(reply, await exchange(settings, request, client, parameters, now))
   })
 
-  const toldRejectedClient = tellRejectedClient(settings)
-  app.setErrorHandler(jsonErrorHandler((request, error) => {
+  app.setErrorHandler(jsonErrorHandler(settings.emit, (error, request) => {
     const { reason, about } = error
-    if (toldRejectedClient(request, error)) return true
     // An attempt with a code or a refresh token is an event; what fails before is in the log.
-    if (about?.grantId === undefined && !/^(code|refresh)_/.test(reason)) return false
+    if (about?.grantId === undefined && !/^(code|refresh)_/.test(reason)) return rejectedClient(error)
     const isRefresh = new URLSearchParams(formBody(request)).get('grant_type') === 'refresh_token'
     const refused = { reason, grantId: null, ...about }
-    settings.emit(request, isRefresh ? { type: 'token.rejected', ...refused } : { type: 'code.rejected', ...refused })
-    return true
+    return isRefresh ? { type: 'token.rejected', ...refused } : { type: 'code.rejected', ...refused }
   }))
 }

@@ -1,11 +1,11 @@
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyReply } from 'fastify'
 import { verifyToken } from '../grants/verify.js'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import { bearerToken } from '../http/guard.js'
 import type { Settings } from '../options.js'
 import { formatChallenge } from '../protocol/challenge.js'
-import { OAuthError, type Reason } from '../protocol/errors.js'
+import { OAuthError, type About, type Reason } from '../protocol/errors.js'
 import { grantOf } from '../store/grant.js'
 
 /** GET: what the app tells the bearer of a token, whatever resource it is for, about the token's user. */
@@ -16,29 +16,22 @@ export async function userinfoEndpoint (app: FastifyInstance, settings: Settings
   app.get('', async (request, reply) => {
     const token = bearerToken(request.headers.authorization)
     const { row, reason } = await verifyToken(settings, token, undefined, Date.now())
-    if (row === null) throw refuse(token === '' ? 'token_missing' : 'token_unknown')
+    if (row === null) throw refuse(reply, token === '' ? 'token_missing' : 'token_unknown')
     const about = { userId: row.userId, clientId: row.clientId, grantId: row.id }
-    if (reason !== undefined) throw refuse(reason, about)
-    if (row.userId === null) throw refuse('token_without_user', about)
+    if (reason !== undefined) throw refuse(reply, reason, about)
+    if (row.userId === null) throw refuse(reply, 'token_without_user', about)
     const user = await findUser!(row.userId)
-    if (user == null) throw refuse('user_unknown', about)
+    if (user == null) throw refuse(reply, 'user_unknown', about)
     return sendJson(reply, { ...await userinfo!(user, grantOf(row)), sub: row.userId })
   })
 
-  app.setErrorHandler((thrown, request, reply) => {
-    if (thrown instanceof OAuthError && thrown.code === 'invalid_token') {
-      // RFC 6750 §3.1: who showed no token made no error.
-      reply.header('www-authenticate', formatChallenge(thrown.reason === 'token_missing' ? { realm: 'oauth' } : { error: 'invalid_token', error_description: thrown.description }))
-    }
-    return asJson(thrown, request, reply)
-  })
-  const asJson = jsonErrorHandler((request, { code, reason, about }) => {
-    if (code !== 'invalid_token') return false
-    emit(request, { type: 'token.rejected', reason, grantId: null, ...about })
-    return true
-  })
+  app.setErrorHandler(jsonErrorHandler(emit, ({ code, reason, about }) =>
+    code === 'invalid_token' ? { type: 'token.rejected', reason, grantId: null, ...about } : undefined))
 }
 
-function refuse (reason: Reason, about?: OAuthError['about']): OAuthError {
-  return new OAuthError('invalid_token', 'A valid access token of a user is needed.', { reason, ...(about !== undefined && { about }) })
+/** RFC 6750 §3: with the challenge already on the reply. Who showed no token made no error. */
+function refuse (reply: FastifyReply, reason: Reason, about?: About): OAuthError {
+  const error = new OAuthError('invalid_token', 'A valid access token of a user is needed.', { reason, about })
+  reply.header('www-authenticate', formatChallenge(reason === 'token_missing' ? { realm: 'oauth' } : { error: 'invalid_token', error_description: error.description }))
+  return error
 }

@@ -2,16 +2,16 @@ import type { FastifyRequest } from 'fastify'
 import type { Client } from '../clients/client.js'
 import type { Settings } from '../options.js'
 import { checkPossession } from '../protocol/authorization-code.js'
-import { OAuthError, type Reason } from '../protocol/errors.js'
+import { OAuthError, type About, type Reason } from '../protocol/errors.js'
 import type { Parameters } from '../protocol/parameters.js'
 import { redirectHost } from '../protocol/redirect-uri.js'
+import { createRefreshToken } from '../protocol/refresh-token.js'
 import { findResource } from '../protocol/resource.js'
 import { formatScope } from '../protocol/scope.js'
-import { createRefreshToken } from '../protocol/refresh-token.js'
 import { createToken, hashToken } from '../protocol/secret.js'
 import { newRow } from '../store/schema.js'
-import { isRefusedUser } from './verify.js'
 import { tokenResponse, type TokenResponse } from './token-response.js'
+import { isRefusedUser } from './verify.js'
 
 /**
  * Redeems an authorization code. RFC 6749 §4.1.3.
@@ -60,9 +60,9 @@ export async function redeemAuthorizationCode (settings: Settings, request: Fast
   if (result === 'replayed') settings.emit(request, { type: 'token.revoked', ...about, grants: 1, reason: 'code_replayed' })
   if (result !== 'issued') throw refuse(result === 'replayed' ? 'code_replayed' : 'client_disconnected', about)
   settings.emit(request, { type: 'token.issued', ...about, scopes })
-  return tokenResponse({ accessToken, ...(refreshToken !== undefined && { refreshToken }) }, formatScope(scopes), expiresAt, now)
+  return tokenResponse({ accessToken, refreshToken }, formatScope(scopes), expiresAt, now)
 }
 
-function refuse (reason: Reason, about: OAuthError['about'] & object): OAuthError {
+function refuse (reason: Reason, about: About): OAuthError {
   return new OAuthError('invalid_grant', 'The code is invalid or has expired.', { reason, about })
 }

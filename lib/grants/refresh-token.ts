@@ -1,7 +1,7 @@
 import type { FastifyRequest } from 'fastify'
 import type { Client } from '../clients/client.js'
 import type { Settings } from '../options.js'
-import { OAuthError, type Reason } from '../protocol/errors.js'
+import { OAuthError, type About, type Reason } from '../protocol/errors.js'
 import type { Parameters } from '../protocol/parameters.js'
 import { refreshTokenGrant, successorPair, type TokenPair } from '../protocol/refresh-token.js'
 import { findResource } from '../protocol/resource.js'
@@ -80,7 +80,7 @@ function refreshRefusal (settings: Settings, row: TokenRow, now: number): Reason
 }
 
 /** RFC 6749 §6, RFC 8707 §2.2: a refresh may name less than was granted, never more. It gets what was granted. */
-function checkNarrowing ({ resources }: Settings, row: TokenRow, parameters: Parameters, about: OAuthError['about'] & object): void {
+function checkNarrowing ({ resources }: Settings, row: TokenRow, parameters: Parameters, about: About): void {
   const granted = parseScope(row.scopes)
   if (!parseScope(parameters.get('scope')).every((scope) => granted.includes(scope))) {
     throw new OAuthError('invalid_scope', 'The scope is more than was granted.', { reason: 'scope_exceeds_grant', about })
@@ -91,7 +91,7 @@ function checkNarrowing ({ resources }: Settings, row: TokenRow, parameters: Par
   }
 }
 
-function refuse (reason: Reason, about: OAuthError['about'] & object): OAuthError {
+function refuse (reason: Reason, about: About): OAuthError {
   return new OAuthError('invalid_grant', 'The refresh token is invalid or has expired.', { reason, about })
 }
 

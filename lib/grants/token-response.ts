@@ -1,5 +1,3 @@
-import type { TokenPair } from '../protocol/refresh-token.js'
-
 /** A successful answer of the token endpoint. RFC 6749 §5.1. */
 export interface TokenResponse {
   access_token: string
@@ -13,7 +11,7 @@ export interface TokenResponse {
 }
 
 /** `expiresAt` and `now` are epoch milliseconds. */
-export function tokenResponse ({ accessToken, refreshToken }: Omit<TokenPair, 'refreshToken'> & { refreshToken?: string }, scope: string, expiresAt: number | null, now: number): TokenResponse {
+export function tokenResponse ({ accessToken, refreshToken }: { accessToken: string, refreshToken?: string | undefined }, scope: string, expiresAt: number | null, now: number): TokenResponse {
   return {
     access_token: accessToken,
     token_type: 'Bearer',

@@ -49,9 +49,9 @@ export interface Tokens {
   create: (options: CreateTokenOptions) => Promise<{ token: string, grantId: string }>
   /** The grant of a live token, of any resource or of the given one (its URL); null for anything else. */
   verify: (token: string, options?: { resource?: string }) => Promise<Grant | null>
-  /** A user's live grants, oldest first. */
+  /** A user's live grants, oldest first. Throws FST_MCP_OAUTH_INVALID_SELECTOR. */
   list: (selector: { userId: string }) => Promise<ListedGrant[]>
-  /** Ends grants at once, codes on their way included; answers how many were live. */
+  /** Ends grants at once, codes on their way included; answers how many were live. Throws FST_MCP_OAUTH_INVALID_SELECTOR. */
   revoke: (selector: Selector) => Promise<number>
   /** Counts grants by state, in all and by client. Reads the whole table. */
   stats: () => Promise<TokenStats>
@@ -104,7 +104,7 @@ export function createTokens (settings: Settings): Tokens {
 
     async verify (token, { resource } = {}) {
       const { row, reason } = await verifyToken(settings, token, resource === undefined ? undefined : [resource], Date.now())
-      return row === null || reason !== undefined ? null : grantOf(row)
+      return reason === undefined ? grantOf(row) : null
     },
 
     async list ({ userId }) {

@@ -7,12 +7,15 @@ import type { TokenRow } from '../store/store.js'
 /** Milliseconds: at most this often is the use of a token noted. */
 const TOUCH_INTERVAL = 60_000
 
+type Verdict = { row: TokenRow, reason: undefined } | { row: TokenRow | null, reason: Reason }
+
 /** The row of an access token, and why it may not be used now, at any of `resources` if given. A use is noted. */
-export async function verifyToken ({ store, idleLifetime }: Settings, token: string, resources: readonly string[] | undefined, now: number): Promise<{ row: TokenRow | null, reason: Reason | undefined }> {
+export async function verifyToken ({ store, idleLifetime }: Settings, token: string, resources: readonly string[] | undefined, now: number): Promise<Verdict> {
   const row = isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
   if (row === null) return { row, reason: 'token_unknown' }
   const reason = refusal(row, resources, now, idleLifetime)
-  if (reason === undefined && now - (row.lastUsedAt ?? 0) >= TOUCH_INTERVAL) store.touch(row.id, now)
+  if (reason !== undefined) return { row, reason }
+  if (now - (row.lastUsedAt ?? 0) >= TOUCH_INTERVAL) store.touch(row.id, now)
   return { row, reason }
 }
 

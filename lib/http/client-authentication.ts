@@ -1,5 +1,6 @@
 import type { FastifyRequest } from 'fastify'
 import { MAX_CLIENT_ID_LENGTH, type Client } from '../clients/client.js'
+import type { Emitted } from '../events.js'
 import type { Settings } from '../options.js'
 import { checkClientCredentials, parseClientCredentials } from '../protocol/client-authentication.js'
 import { OAuthError } from '../protocol/errors.js'
@@ -21,11 +22,7 @@ export async function authenticateClient ({ findClient, issuer }: Settings, requ
   return client
 }
 
-/** For `jsonErrorHandler`: a client that failed to authenticate is an event. */
-export function tellRejectedClient ({ emit }: Settings) {
-  return function (request: FastifyRequest, { code, reason, about }: OAuthError): boolean {
-    if (code !== 'invalid_client') return false
-    emit(request, { type: 'client.rejected', reason, ...about })
-    return true
-  }
+/** For `jsonErrorHandler`: a client that failed to authenticate. */
+export function rejectedClient ({ code, reason, about }: OAuthError): Emitted | undefined {
+  return code === 'invalid_client' ? { type: 'client.rejected', reason, ...about } : undefined
 }

@@ -1,4 +1,5 @@
 import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
+import type { Emit, Emitted } from '../events.js'
 import { OAuthError, type ErrorCode, type Reason } from '../protocol/errors.js'
 import { StoreUnavailableError } from '../store/store.js'
 
@@ -34,12 +35,13 @@ export function logRefusal (request: FastifyRequest, error: OAuthError): void {
   else request.log.info({ reason, ...about }, `oauth: ${error.code}`)
 }
 
-/** An error handler for endpoints that answer in JSON. `refused` answers true where it has made an event, and so a log line, of it. */
-export function jsonErrorHandler (refused?: (request: FastifyRequest, error: OAuthError) => boolean) {
+/** An error handler for endpoints that answer in JSON. `eventOf` names the audit event, which is its own line in the log. */
+export function jsonErrorHandler (emit?: Emit, eventOf?: (error: OAuthError, request: FastifyRequest) => Emitted | undefined) {
   return function (thrown: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
     const error = toOAuthError(thrown)
-    const isTold = refused?.(request, error) ?? false
-    if (!isTold || error.statusCode >= 500) logRefusal(request, error)
+    const event = eventOf?.(error, request)
+    if (event !== undefined) emit?.(request, event)
+    if (event === undefined || error.statusCode >= 500) logRefusal(request, error)
     return sendJsonError(reply, error)
   }
 }

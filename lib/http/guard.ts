@@ -9,7 +9,7 @@ import { formatScope, type ScopeCatalogue } from '../protocol/scope.js'
 import { grantOf, refusal, type Grant } from '../store/grant.js'
 import { allowAnyOriginOnReply, answerPreflights, sendPreflight } from './cors.js'
 import { logRefusal, sendJsonError, toOAuthError } from './errors.js'
-import { measurements, publishMeasurement } from './metrics.js'
+import { measurements, type Measurement } from './metrics.js'
 
 export interface ProtectOptions {
   /** Scopes that every request to the route needs. Default none. */
@@ -94,22 +94,24 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
     const scope = formatScope(needed)
     const challenge = { resource_metadata: resource.metadataUrl, scope }
     const missing = formatChallenge(challenge)
+    const invalidToken = new OAuthError('invalid_token', 'A valid access token is needed.', { reason: 'token_unknown' })
     const invalid = formatChallenge({ error: 'invalid_token', error_description: 'The access token is invalid.', ...challenge })
 
     const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, { userId, clientId, grantId }: Partial<Grant> = {}): void => {
       emit(request, { type: 'token.rejected', reason, userId: userId ?? null, clientId: clientId ?? null, grantId: grantId ?? null })
       reply.header('www-authenticate', reason === 'token_missing' ? missing : invalid)
-      sendJsonError(reply, new OAuthError('invalid_token', 'A valid access token is needed.', { reason }))
+      sendJsonError(reply, invalidToken)
     }
 
     const refuseScope = (reply: FastifyReply, grant: Grant, scopes: readonly string[]): OAuthError => {
       const unknown = scopes.filter((scope) => !settings.scopes.names.includes(scope))
       if (unknown.length > 0) throw new RequireError(unknown.join(', '), settings.scopes.names.join(', '))
       const { userId, clientId, grantId } = grant
-      emit(reply.request, { type: 'token.rejected', reason: 'token_scope_insufficient', userId, clientId, grantId })
+      const about = { userId, clientId, grantId }
+      emit(reply.request, { type: 'token.rejected', reason: 'token_scope_insufficient', ...about })
       // What the token has is asked for again, or the client would trade one scope for the other, back and forth.
       const all = [...new Set([...grant.scopes, ...needed, ...scopes])]
-      const error = new OAuthError('insufficient_scope', 'The access token lacks a scope.', { reason: 'token_scope_insufficient', about: { userId, clientId, grantId } })
+      const error = new OAuthError('insufficient_scope', 'The access token lacks a scope.', { reason: 'token_scope_insufficient', about })
       reply.header('www-authenticate', formatChallenge({
         error: 'insufficient_scope', error_description: error.description, ...challenge, scope: formatScope(all)
       }))
@@ -162,7 +164,7 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
     const guard: Guard = async (request, reply) => {
       const startedAt = measurements.hasSubscribers ? performance.now() : undefined
       const passed = await check(request, reply)
-      if (startedAt !== undefined) publishMeasurement({ endpoint: 'guard', statusCode: passed ? 200 : reply.statusCode, duration: performance.now() - startedAt })
+      if (startedAt !== undefined) measurements.publish({ endpoint: 'guard', statusCode: passed ? 200 : reply.statusCode, duration: performance.now() - startedAt } satisfies Measurement)
       // For a refused request this never ends. Fastify goes on to the handler when a hook ends before its answer is out,
       // and that can be so where the client has hung up and the host's onSend hooks take their time.
       if (!passed) await new Promise<never>(() => {})

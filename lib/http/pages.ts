@@ -1,7 +1,7 @@
 import view from '@fastify/view'
 import { Eta } from 'eta'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -24,7 +24,7 @@ export async function addPages (app: FastifyInstance, settings: Settings): Promi
   eta.resolvePath = (template) => file(`${template.replace(/^\.?\//, '').replace(/\.eta$/, '')}.eta`)
 
   const styles = readFileSync(file('styles.css'))
-  const version = createHash('sha256').update(styles).digest('base64url').slice(0, 12)
+  const version = hash('sha256', styles, 'base64url').slice(0, 12)
   await app.register(view, {
     engine: { eta },
     templates: BUILT_IN,

@@ -1,14 +1,17 @@
 import { timingSafeEqual } from 'node:crypto'
 import { decodeJwt, jwtVerify, type JWTVerifyGetKey } from 'jose'
-import { OAuthError, type Reason } from './errors.js'
+import { OAuthError, type About, type Reason } from './errors.js'
 import type { Parameters } from './parameters.js'
 import { hashToken } from './secret.js'
 
 /** By what a request says whose it is, not yet checked. RFC 6749 §2.3, RFC 7523 §2.2. */
-export type ClientCredentials =
-  | { clientId: string, method: 'none' }
-  | { clientId: string, method: 'client_secret_basic' | 'client_secret_post', clientSecret: string }
-  | { clientId: string, method: 'private_key_jwt', assertion: string }
+export interface ClientCredentials {
+  clientId: string
+  /** By `client_secret_basic` or `client_secret_post`. */
+  clientSecret?: string | undefined
+  /** By `private_key_jwt`. */
+  assertion?: string | undefined
+}
 
 /** With what a client proves who it is. Without either it is a public one: PKCE is all its proof. */
 export interface ClientProof {
@@ -44,7 +47,7 @@ export function parseClientCredentials (authorization: string | undefined, param
   let credentials: ClientCredentials | undefined
   if (authorization !== undefined) credentials = parseBasic(authorization)
   else if (isAssertion) credentials = parseAssertion(assertion, parameters.get('client_assertion_type'))
-  else if (named !== undefined) credentials = clientSecret === undefined ? { clientId: named, method: 'none' } : { clientId: named, method: 'client_secret_post', clientSecret }
+  else if (named !== undefined) credentials = { clientId: named, clientSecret }
   else throw refuse('The client_id is missing.', 'client_id_missing')
 
   if (credentials === undefined) throw refuse('The client authentication cannot be read.', 'client_authentication_malformed')
@@ -59,15 +62,16 @@ export function parseClientCredentials (authorization: string | undefined, param
  * @throws OAuthError `invalid_client`
  */
 export async function checkClientCredentials (credentials: ClientCredentials, { secretHashes, publicKey }: ClientProof, issuer: string, now: number): Promise<void> {
-  const about = { clientId: credentials.clientId }
-  if (credentials.method === 'none' && secretHashes === undefined && publicKey === undefined) return
-  if ('clientSecret' in credentials && secretHashes !== undefined) {
-    const presented = hashToken(credentials.clientSecret)
+  const { clientId, clientSecret, assertion } = credentials
+  const about = { clientId }
+  if ([clientSecret, assertion, secretHashes, publicKey].every((proof) => proof === undefined)) return
+  if (clientSecret !== undefined && secretHashes !== undefined) {
+    const presented = hashToken(clientSecret)
     if (secretHashes.some((hash) => timingSafeEqual(hash, presented))) return
     throw refuse('The client authentication failed.', 'client_secret_mismatch', about)
   }
-  if ('assertion' in credentials && publicKey !== undefined) {
-    const reason = await whatIsWrong(credentials, publicKey, issuer, now)
+  if (assertion !== undefined && publicKey !== undefined) {
+    const reason = await whatIsWrong(assertion, clientId, publicKey, issuer, now)
     if (reason === undefined) return
     throw refuse('The client authentication failed.', reason, about)
   }
@@ -75,7 +79,7 @@ export async function checkClientCredentials (credentials: ClientCredentials, { 
 }
 
 /** RFC 7523 §3. The audience is this issuer and nothing else, or another server could use the assertion here. */
-async function whatIsWrong ({ clientId, assertion }: { clientId: string, assertion: string }, publicKey: JWTVerifyGetKey, issuer: string, now: number): Promise<Reason | undefined> {
+async function whatIsWrong (assertion: string, clientId: string, publicKey: JWTVerifyGetKey, issuer: string, now: number): Promise<Reason | undefined> {
   try {
     const { payload: { aud, exp } } = await jwtVerify(assertion, publicKey, {
       algorithms: ASSERTION_ALGORITHMS,
@@ -99,9 +103,7 @@ function parseBasic (authorization: string): ClientCredentials | undefined {
   const [, encoded] = /^basic +([A-Za-z0-9+/]+={0,2})$/i.exec(authorization) ?? []
   const [, id, secret] = /^([^:]+):(.+)$/s.exec(Buffer.from(encoded ?? '', 'base64').toString()) ?? []
   try {
-    return id === undefined || secret === undefined
-      ? undefined
-      : { clientId: formDecode(id), method: 'client_secret_basic', clientSecret: formDecode(secret) }
+    return id === undefined || secret === undefined ? undefined : { clientId: formDecode(id), clientSecret: formDecode(secret) }
   } catch {
     return undefined
   }
@@ -111,7 +113,7 @@ function parseBasic (authorization: string): ClientCredentials | undefined {
 function parseAssertion (assertion: string | undefined, type: string | undefined): ClientCredentials | undefined {
   try {
     const { sub } = type === ASSERTION_TYPE ? decodeJwt(assertion ?? '') : {}
-    return typeof sub === 'string' ? { clientId: sub, method: 'private_key_jwt', assertion: assertion! } : undefined
+    return typeof sub === 'string' ? { clientId: sub, assertion } : undefined
   } catch {
     return undefined
   }
@@ -121,6 +123,6 @@ function formDecode (text: string): string {
   return decodeURIComponent(text.replaceAll('+', ' '))
 }
 
-function refuse (description: string, reason: Reason, about?: { clientId: string }): OAuthError {
-  return new OAuthError('invalid_client', description, { reason, ...(about !== undefined && { about }) })
+function refuse (description: string, reason: Reason, about?: About): OAuthError {
+  return new OAuthError('invalid_client', description, { reason, about })
 }

@@ -1,4 +1,5 @@
 import { OAuthError } from './errors.js'
+import { isObject, isStrings } from './json.js'
 import { isLoopbackRedirectUri, withoutLoopbackPort } from './redirect-uri.js'
 
 const MAX_REDIRECT_URIS = 10
@@ -29,24 +30,21 @@ export interface RegistrationPolicy {
  * @throws OAuthError `invalid_redirect_uri` or `invalid_client_metadata`
  */
 export function parseClientMetadata (body: unknown, policy: RegistrationPolicy): ClientMetadata {
-  if (typeof body !== 'object' || body === null || Array.isArray(body)) {
-    throw invalid('The body must be a JSON object.')
-  }
-  const metadata = body as Record<string, unknown>
-  const redirectUris = parseRedirectUris(metadata.redirect_uris, policy)
-  const grantTypes = stringsOr(metadata.grant_types, 'grant_types', ['authorization_code'])
+  if (!isObject(body)) throw invalid('The body must be a JSON object.')
+  const redirectUris = parseRedirectUris(body.redirect_uris, policy)
+  const grantTypes = stringsOr(body.grant_types, 'grant_types', ['authorization_code'])
     .filter((type) => policy.grantTypes.includes(type))
   if (!grantTypes.includes('authorization_code')) {
     throw invalid('grant_types must include authorization_code.')
   }
-  if (!stringsOr(metadata.response_types, 'response_types', ['code']).includes('code')) {
+  if (!stringsOr(body.response_types, 'response_types', ['code']).includes('code')) {
     throw invalid('response_types must include code.')
   }
   return {
-    clientName: parseClientName(metadata.client_name),
+    clientName: parseClientName(body.client_name),
     redirectUris,
     grantTypes: [...new Set(grantTypes)],
-    scope: stringOr(metadata.scope, 'scope')
+    scope: stringOr(body.scope, 'scope')
   }
 }
 
@@ -102,10 +100,6 @@ function stringsOr (value: unknown, name: string, fallback: string[]): string[] 
   if (value === undefined || value === null) return fallback
   if (!isStrings(value)) throw invalid(`${name} must be a list of strings.`)
   return value
-}
-
-function isStrings (value: unknown): value is string[] {
-  return Array.isArray(value) && value.every((entry) => typeof entry === 'string')
 }
 
 function invalid (description: string): OAuthError {

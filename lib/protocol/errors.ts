@@ -41,13 +41,19 @@ export type Reason =
   | 'token_revoked' | 'token_scope_insufficient' | 'token_type_unsupported' | 'token_unknown' | 'token_without_user'
   | 'unexpected' | 'user_unknown'
 
+/** Whom a refused request was about, for the audit event. */
+export interface About {
+  userId?: string | null
+  clientId?: string | null
+  grantId?: string
+}
+
 export interface OAuthErrorOptions {
   reason: Reason
   /** Where the code's usual status does not fit: 413, 415 and 429 pass through with their own. */
   statusCode?: number
   cause?: unknown
-  /** Whom the refused request was about, for the audit event. */
-  about?: { userId?: string | null, clientId?: string | null, grantId?: string }
+  about?: About | undefined
 }
 
 /**
@@ -59,7 +65,7 @@ export class OAuthError extends Error {
   readonly description: string
   readonly reason: Reason
   readonly statusCode: number
-  readonly about: OAuthErrorOptions['about']
+  readonly about: About | undefined
 
   constructor (code: ErrorCode, description: string, { reason, statusCode, cause, about }: OAuthErrorOptions) {
     super(description, cause === undefined ? undefined : { cause })

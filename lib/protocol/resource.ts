@@ -4,9 +4,9 @@ export interface Resource {
   path: string | null
   /** The canonical URL, byte for byte what the user gives to a client: never with a trailing slash. */
   uri: string
-  name?: string
+  name?: string | undefined
   scopes: readonly string[]
-  documentation?: string
+  documentation?: string | undefined
   /** Absolute URL of its RFC 9728 document. */
   metadataUrl: string
 }

@@ -23,15 +23,8 @@ export function grantOf (row: TokenRow): Grant {
   return { grantId: id, userId, tenantId, clientId, clientName, scopes: parseScope(scopes), resource, expiresAt }
 }
 
-interface Life {
-  expiresAt: number | null
-  resource: string | null
-  /** The following only where the grant has a row. */
-  revokedAt?: number | null
-  createdAt?: number
-  lastUsedAt?: number | null
-  refreshedAt?: number | null
-}
+/** What a grant has in any case, and what only one with a row has. */
+type Life = Pick<TokenRow, 'expiresAt' | 'resource'> & Partial<Pick<TokenRow, 'revokedAt' | 'createdAt' | 'lastUsedAt' | 'refreshedAt'>>
 
 /** Why a grant may not be used now, at any of `resources` if given; undefined if it may. `idleLifetime` is in seconds. */
 export function refusal (grant: Life, resources: readonly string[] | undefined, now: number, idleLifetime: number | null): Reason | undefined {
