@@ -304,7 +304,7 @@ t.test('MCP SDK v2 can be told to throw instead of asking, and is told what is m
   t.equal(resourceMetadataUrl?.href, `${example.url}/.well-known/oauth-protected-resource/mcp`)
 })
 
-/** WIRE.md, "Bodies of real clients": theirs, but for names and ports that are placeholders there. */
+/** What these clients send, but for names and ports. */
 function bodies (port: number) {
   const common = { grant_types: ['authorization_code', 'refresh_token'], response_types: ['code'], token_endpoint_auth_method: 'none' }
   return {
