@@ -1,5 +1,6 @@
 import { Client as ClientV2, InsufficientScopeError, StreamableHTTPClientTransport as TransportV2 } from '@modelcontextprotocol/client'
 import * as oauth from 'oauth4webapi'
+import * as openidClient from 'openid-client'
 import { createHash, randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { Browser, callMcp, callTool, mcpResult, startExample, type Decision } from './example.js'
@@ -187,6 +188,95 @@ for (const sdk of SDKS) {
   })
 }
 
+const INSECURE = { [oauth.allowInsecureRequests]: true }
+const LIST_TOOLS = [new Headers({ 'content-type': 'application/json', accept: 'application/json, text/event-stream' }), JSON.stringify({ jsonrpc: '2.0', id: 1, method: 'tools/list' })] as const
+
+async function toolNames (response: Response): Promise<string[]> {
+  return (await mcpResult<{ tools: Array<{ name: string }> }>(response)).tools.map(({ name }) => name)
+}
+
+/** What logs in as a new installation would, and answers how it lists the tools with what it keeps then. */
+interface Installation { name: string, clientName: string, logIn: (t: Test, url: string, browser: Browser) => Promise<() => Promise<string[]>> }
+
+const INSTALLATIONS: Installation[] = [
+  ...SDKS.map((sdk) => ({
+    name: sdk.name,
+    clientName: sdk.provider().clientMetadata.client_name,
+    async logIn (t: Test, url: string, browser: Browser) {
+      const provider = sdk.provider()
+      const session = sdk.session(url, provider)
+      await refusal(t, session.connect(), sdk.Unauthorized)
+      const { callback } = await provider.askUser(browser)
+      await session.finishAuth(callback)
+      await session.close()
+      return async () => {
+        const session = sdk.session(url, provider)
+        await session.connect()
+        const names = await session.listTools()
+        await session.close()
+        return names
+      }
+    }
+  })),
+  {
+    name: 'oauth4webapi',
+    clientName: 'a client of oauth4webapi',
+    async logIn (_t, url, browser) {
+      const issuer = new URL(new URL(url).origin)
+      const as = await oauth.processDiscoveryResponse(issuer, await oauth.discoveryRequest(issuer, { ...INSECURE, algorithm: 'oauth2' }))
+      const client: oauth.Client = await oauth.processDynamicClientRegistrationResponse(await oauth.dynamicClientRegistrationRequest(as,
+        { client_name: this.clientName, redirect_uris: [CALLBACK], token_endpoint_auth_method: 'none' }, INSECURE))
+      const [verifier, state] = [oauth.generateRandomCodeVerifier(), oauth.generateRandomState()]
+      const callback = await browser.authorize(`${as.authorization_endpoint}?${new URLSearchParams({
+        client_id: client.client_id, redirect_uri: CALLBACK, response_type: 'code', code_challenge: await oauth.calculatePKCECodeChallenge(verifier), code_challenge_method: 'S256', state, resource: url
+      })}`)
+      const { access_token: token } = await oauth.processAuthorizationCodeResponse(as, client, await oauth.authorizationCodeGrantRequest(as, client, oauth.None(),
+        oauth.validateAuthResponse(as, client, callback, state), CALLBACK, verifier, INSECURE))
+      return async () => await toolNames(await oauth.protectedResourceRequest(token, 'POST', new URL(url), ...LIST_TOOLS, INSECURE))
+    }
+  },
+  {
+    name: 'openid-client',
+    clientName: 'a client of openid-client',
+    async logIn (_t, url, browser) {
+      const config = await openidClient.dynamicClientRegistration(new URL(new URL(url).origin), { client_name: this.clientName, redirect_uris: [CALLBACK], token_endpoint_auth_method: 'none' },
+        openidClient.None(), { algorithm: 'oauth2', execute: [openidClient.allowInsecureRequests] })
+      const [pkceCodeVerifier, expectedState] = [openidClient.randomPKCECodeVerifier(), openidClient.randomState()]
+      const callback = await browser.authorize(openidClient.buildAuthorizationUrl(config, {
+        redirect_uri: CALLBACK, code_challenge: await openidClient.calculatePKCECodeChallenge(pkceCodeVerifier), code_challenge_method: 'S256', state: expectedState, resource: url
+      }))
+      const { access_token: token } = await openidClient.authorizationCodeGrant(config, callback, { pkceCodeVerifier, expectedState })
+      const [headers, body] = LIST_TOOLS
+      return async () => await toolNames(await openidClient.fetchProtectedResource(config, token, new URL(url), 'POST', body, headers))
+    }
+  }
+]
+
+t.test('clients log in twice, keep their login over a restart of the server, and are one entry each', async (t) => {
+  const example = await startExample(t, UNLIMITED)
+  const alice = new Browser(example, 'alice')
+  const logins = new Map<Installation, Array<() => Promise<string[]>>>()
+  const checks = async (t: Test, installation: Installation): Promise<void> => {
+    for (const listTools of logins.get(installation)!) t.strictSame((await listTools()).sort(), ['add_note', 'list_notes'])
+    const entries = (await alice.connectedApps()).apps.filter(({ name }) => name === installation.clientName)
+    t.equal(entries.length, 1)
+    t.equal(entries[0]!.connections, 2)
+  }
+  for (const installation of INSTALLATIONS) {
+    await t.test(`${installation.name} logs in twice`, async (t) => {
+      logins.set(installation, [await installation.logIn(t, `${example.url}/mcp`, alice), await installation.logIn(t, `${example.url}/mcp`, alice)])
+      await checks(t, installation)
+    })
+  }
+
+  await example.stop()
+  await startExample(t, { ...UNLIMITED, dataDir: example.dataDir, port: example.port })
+  for (const installation of INSTALLATIONS) {
+    await t.test(`${installation.name} goes on after a restart`, async (t) => await checks(t, installation))
+  }
+  t.equal((await alice.connectedApps()).apps.length, INSTALLATIONS.length)
+})
+
 t.test('MCP SDK v2 refuses a code that comes with the iss of another server', async (t) => {
   const example = await startExample(t, UNLIMITED)
   const sdk = SDKS[1]!
@@ -214,7 +304,7 @@ t.test('MCP SDK v2 can be told to throw instead of asking, and is told what is m
   t.equal(resourceMetadataUrl?.href, `${example.url}/.well-known/oauth-protected-resource/mcp`)
 })
 
-/** WIRE.md, "Bodies of real clients": theirs, but for names and ports that are placeholders there. */
+/** What these clients send, but for names and ports. */
 function bodies (port: number) {
   const common = { grant_types: ['authorization_code', 'refresh_token'], response_types: ['code'], token_endpoint_auth_method: 'none' }
   return {

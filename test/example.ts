@@ -106,13 +106,13 @@ async function answers (example: Example, ready = '/.well-known/oauth-protected-
   return false
 }
 
-function temporaryFolder (t: Test): string {
+export function temporaryFolder (t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'mcp-example-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   return folder
 }
 
-async function freePort (): Promise<number> {
+export async function freePort (): Promise<number> {
   const server = createServer().listen(0)
   await once(server, 'listening')
   const { port } = server.address() as { port: number }

@@ -365,6 +365,30 @@ t.test('the page says what a scope brings along', async (t) => {
   t.equal(body.match(/Includes:/g)?.length, 1)
 })
 
+t.test('the consent page says who asks, where access goes, who is signed in and what for, and is shown every time', async (t) => {
+  const app = await testApp(t, { registration: { redirectUris: ['https://chat.example/cb', 'cursor://anysphere.cursor-mcp/oauth/callback'] }, currentUser: () => ({ id: 'alice', name: 'Alice of Accounts' }) })
+  const { clientId, authorize, code, redeem, query } = dance(app)
+  const client = await clientId({ client_name: 'Claude Code (notes)', redirect_uris: [CALLBACK, 'https://chat.example/cb', 'cursor://anysphere.cursor-mcp/oauth/callback'] })
+  for (const attempt of ['the first time', 'once connected']) {
+    const { statusCode, body } = await authorize(client)
+    t.equal(statusCode, 200, attempt)
+    t.match(body, /Allow <bdi class="name">Claude Code \(notes\)<\/bdi> to use <bdi>Notes<\/bdi>\?/, attempt)
+    t.match(body, /Not verified\./, attempt)
+    t.match(body, /<dt>Signed in as<\/dt>\s*<dd><bdi>Alice of Accounts<\/bdi>/, attempt)
+    t.match(body, /<dt>Access goes to<\/dt>\s*<dd>a program on this computer</, attempt)
+    for (const [scope, description] of [['read', 'Read your notes'], ['write', 'Change your notes']]) {
+      t.match(body, new RegExp(`type="checkbox" name="scope" value="${scope}"[^]*?${description}`), attempt)
+    }
+    t.strictSame([...body.matchAll(/name="decision" value="(\w+)"/g)].map(([, decision]) => decision), ['approve', 'deny'], attempt)
+    t.equal((await redeem(client, await code(client))).statusCode, 200)
+  }
+  for (const prompt of ['consent', 'login', 'none']) {
+    t.match((await app.inject({ url: `/oauth/authorize?${form({ ...query(client), prompt })}` })).body, 'name="decision" value="deny"', `prompt=${prompt} changes nothing`)
+  }
+  t.match((await authorize(client, { redirect_uri: 'https://chat.example/cb' })).body, /<dd><code>chat\.example<\/code>/)
+  t.match((await authorize(client, { redirect_uri: 'cursor://anysphere.cursor-mcp/oauth/callback' })).body, /opens <code>cursor:<\/code> links/)
+})
+
 t.test('deny sends access_denied', async (t) => {
   const { clientId, ticket, consent } = dance(await testApp(t))
   const { statusCode, headers } = await consent({ ticket: await ticket(await clientId()), decision: 'deny', scope: 'read' })
@@ -504,6 +528,17 @@ t.test('registration answers 201 with what it registered, and says no in JSON', 
   t.notOk('registration_endpoint' in (await off.inject('/.well-known/oauth-authorization-server')).json())
 })
 
+t.test('a registration may leave out all but its redirect URIs: it is a public client of all scopes (RFC 7591 §2)', async (t) => {
+  const app = await testApp(t)
+  const response = await app.inject({ method: 'POST', url: '/oauth/register', payload: { redirect_uris: [CALLBACK], application_type: 'native', unheard_of: { of: 'by anybody' } } })
+  t.equal(response.statusCode, 201)
+  const { client_id: client, client_id_issued_at: issuedAt, client_name: name, ...others } = response.json()
+  t.type(issuedAt, 'number')
+  t.strictSame(others, { redirect_uris: [CALLBACK], grant_types: ['authorization_code'], response_types: ['code'], token_endpoint_auth_method: 'none', scope: 'read write' }, `${name}, without a secret`)
+  const { code, redeem } = dance(app)
+  t.equal((await redeem(client, await code(client))).json().scope, 'read write')
+})
+
 t.test('clients named in the options connect by their own id, and are shown as known', async (t) => {
   const clients: McpOAuthOptions['clients'] = [{ clientId: 'desk', clientName: 'Desk', redirectUris: ['https://desk.example/cb', 'desk://cb'] }]
   for (const option of [clients, (clientId: string) => clients.find((client) => client.clientId === clientId) ?? null, async (clientId: string) => clients.find((client) => client.clientId === clientId)]) {
@@ -570,6 +605,22 @@ t.test('metadata documents stand at every path that clients ask for', async (t) 
     t.equal(response.statusCode, 404, url)
     t.match(response.headers['content-type'], /^application\/json/, url)
     t.match(response.json(), { error: 'not_found' }, url)
+  }
+})
+
+t.test('every discovery document may be kept, and is 304 while it is the same (RFC 9110 §13.1.2)', async (t) => {
+  const app = await testApp(t)
+  for (const url of ['/.well-known/oauth-protected-resource', '/.well-known/oauth-protected-resource/mcp', '/.well-known/oauth-authorization-server']) {
+    const { statusCode, headers, rawPayload } = await app.inject(url)
+    t.equal(statusCode, 200, url)
+    t.match(headers['content-type'], /^application\/json/, url)
+    t.match(headers['cache-control'], /^public, max-age=[1-9]\d*$/, url)
+    t.match(headers.etag, /^"[\w-]+"$/, url)
+    t.strictSame((await app.inject(url)).rawPayload, rawPayload, `${url}: the same bytes`)
+    const kept = await app.inject({ url, headers: { 'if-none-match': String(headers.etag) } })
+    t.equal(kept.statusCode, 304, url)
+    t.equal(kept.body, '', url)
+    t.equal((await app.inject({ url, headers: { 'if-none-match': '"another"' } })).statusCode, 200, url)
   }
 })
 

@@ -5,6 +5,7 @@ import { basename, join, relative, sep } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import t from 'tap'
+import { installed as program } from './program.js'
 
 const REPOSITORY = fileURLToPath(new URL('../', import.meta.url))
 const run = promisify(execFile)
@@ -15,6 +16,7 @@ const work = mkdtempSync(join(tmpdir(), 'mcp-oauth-package-'))
 t.teardown(() => rmSync(work, { recursive: true, force: true }))
 const project = join(work, 'project')
 const installed = join(project, 'node_modules', 'fastify-mcp-oauth')
+let tarball = ''
 
 t.before(async () => {
   // Packing builds (`prepare`), so it is done on a copy: other tests read dist meanwhile.
@@ -22,11 +24,12 @@ t.before(async () => {
   cpSync(REPOSITORY, copy, { recursive: true, filter: (path) => !['node_modules', 'dist', '.git', '.tap'].includes(basename(path)) })
   symlinkSync(join(REPOSITORY, 'node_modules'), join(copy, 'node_modules'), 'junction')
   await command(copy, 'npm', ['pack', '--pack-destination', work])
-  const [tarball, ...others] = readdirSync(work).filter((name) => name.endsWith('.tgz'))
+  const [packed, ...others] = readdirSync(work).filter((name) => name.endsWith('.tgz'))
   t.strictSame(others, [])
+  tarball = join(work, packed!)
   mkdirSync(project)
   writeFileSync(join(project, 'package.json'), JSON.stringify({ name: 'project', private: true, type: 'module' }))
-  await command(project, 'npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', '--ignore-scripts', join(work, tarball!), 'fastify@5'])
+  await command(project, 'npm', ['install', '--no-audit', '--no-fund', '--prefer-offline', '--ignore-scripts', tarball, 'fastify@5'])
 })
 
 t.test('the package holds what it needs and nothing else', async (t) => {
@@ -134,6 +137,27 @@ t.test('only what is exported can be imported', async (t) => {
   for (const path of inside) t.equal(answers[path], 'ERR_PACKAGE_PATH_NOT_EXPORTED', path)
 })
 
+t.test('publint finds nothing to say', async (t) => {
+  t.match(await command(work, process.execPath, [program('publint/src/cli.js'), 'run', tarball, '--strict']), /All good!/)
+})
+
+t.test('attw finds the types of every export, for modules and bundlers', async (t) => {
+  const { analysis, problems } = JSON.parse(await command(work, process.execPath, [program('@arethetypeswrong/cli/dist/index.js'), tarball, '--profile', 'esm-only', '--format', 'json'])) as {
+    analysis: { entrypoints: Record<string, { resolutions: Record<string, { resolution?: { fileName: string, isTypeScript: boolean } }> }> }
+    problems?: Record<string, Array<{ kind: string, entrypoint?: string, resolutionKind?: string }>>
+  }
+  const { exports } = JSON.parse(readFileSync(join(installed, 'package.json'), 'utf8')) as { exports: Record<string, { types: string }> }
+  t.strictSame(Object.keys(analysis.entrypoints).sort(), Object.keys(exports).sort())
+  for (const [entrypoint, { resolutions }] of Object.entries(analysis.entrypoints)) {
+    for (const kind of ['node16-esm', 'bundler']) {
+      t.match(resolutions[kind]?.resolution, { fileName: new RegExp(`${exports[entrypoint]!.types.slice(1)}$`), isTypeScript: true }, `${entrypoint} by ${kind}`)
+    }
+  }
+  // The package has modules only, which CommonJS imports with import(). node10 is the resolution of a Node that knows no exports.
+  const ignored = ['node10', 'node16-cjs']
+  t.strictSame(Object.values(problems ?? {}).flat().filter(({ resolutionKind }) => !ignored.includes(resolutionKind ?? '')), [])
+})
+
 t.test('the types of the package hold in a strict project, its libraries checked too', async (t) => {
   // Its own declarations must be complete; those of Node are the project's to bring.
   mkdirSync(join(project, 'node_modules', '@types'), { recursive: true })
@@ -196,6 +220,49 @@ t.test('the types of the package hold in a strict project, its libraries checked
     await app.register(mcpOAuth, { issuer: 'https://notes.example.com' })
     // @ts-expect-error request.oauth may be null
     app.get('/unguarded', async ({ oauth }) => oauth.userId)
+    // @ts-expect-error a lifetime is a number of seconds
+    export const lifetime: McpOAuthOptions = { ...options, accessTokenLifetime: '1 hour' }
+    // @ts-expect-error a user has an id
+    export const nobody: McpOAuthOptions = { ...options, currentUser: () => ({ name: 'Alice' }) }
+    // @ts-expect-error a resource is an object with a path or a URL
+    export const unlike: McpOAuthOptions = { ...options, resources: ['/mcp'] }
+    // @ts-expect-error a limit that does not exist
+    export const limitless: RateLimits = { tokens: false }
+
+    app.get('/types', { onRequest: guard }, async (request) => {
+      const { userId, tenantId, clientId, clientName, scopes, resource, expiresAt, grantId } = request.oauth!
+      const nullable: Array<string | null> = [userId, tenantId, clientId, clientName, resource]
+      const named: [string, readonly string[], number | null] = [grantId, scopes, expiresAt]
+      // @ts-expect-error a client that acts for itself has no user
+      const user: string = userId
+      // @ts-expect-error scopes are names
+      request.oauth!.require(5)
+      // @ts-expect-error a grant does not hold its token
+      return [nullable, named, user, request.oauth!.token]
+    })
+    // @ts-expect-error a guard is told its scopes in a list
+    oauth.protect({ scopes: 'read' })
+    // @ts-expect-error whose tokens to revoke must be said
+    await tokens.revoke({})
+
+    function audit (event: AuditEvent): string {
+      const common: [number, string | null, string | null, string | null] = [event.at, event.requestId, event.userId, event.clientId]
+      switch (event.type) {
+        case 'client.registered': return event.clientName + event.redirectUris.join()
+        case 'consent.shown': case 'consent.approved': case 'token.issued': return event.scopes.join()
+        case 'token.refreshed': return event.grantId
+        case 'token.revoked': return event.reason + event.grants
+        case 'registration.rejected': case 'client.rejected': case 'consent.denied': case 'code.rejected': case 'token.rejected': return event.reason
+        default: { const none: never = event; return String(none) + common.join() }
+      }
+    }
+    export const audited: McpOAuthOptions = { ...options, onEvent: audit }
+    // @ts-expect-error only a refusal has a reason
+    export const reasons: McpOAuthOptions = { ...options, onEvent: (event) => event.reason }
+    // @ts-expect-error no event has a token
+    export const leaks: McpOAuthOptions = { ...options, onEvent: (event) => event.token }
+    // @ts-expect-error an event that does not exist
+    export const missed: McpOAuthOptions = { ...options, onEvent: ({ type }) => type === 'token.stolen' }
   `)
   const tsc = (module: string, file: string) => command(project, process.execPath, [
     join(REPOSITORY, 'node_modules', 'typescript', 'bin', 'tsc'),

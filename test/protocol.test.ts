@@ -455,7 +455,7 @@ t.test('no value can end its quotes, add a parameter or end the header (RFC 9110
 
 const POLICY: RegistrationPolicy = { redirectUris: [], grantTypes: ['authorization_code'] }
 
-t.test('the registration bodies of real clients work unchanged (WIRE.md)', async (t) => {
+t.test('the registration bodies of real clients work unchanged', async (t) => {
   const common = { grant_types: ['authorization_code', 'refresh_token'], response_types: ['code'], token_endpoint_auth_method: 'none' }
   for (const [body, expected] of [
     [{ client_name: 'Claude Code (notes)', redirect_uris: ['http://localhost:54213/callback'], ...common, scope: 'read write', application_type: 'native' },

@@ -149,9 +149,9 @@ t.test('who cannot prove possession ends nothing', async (t) => {
 t.test('a disconnect and a revocation by the client end the refresh token too', async (t) => {
   for (const end of [
     async ({ app }: Awaited<ReturnType<typeof connected>>) => { await app.oauth.tokens.revoke({ userId: 'alice' }) },
-    async ({ app, client, first }: Awaited<ReturnType<typeof connected>>) => {
-      await app.inject({ method: 'POST', url: '/oauth/revoke', headers: FORM, payload: form({ client_id: client, token: first.refresh_token, token_type_hint: 'refresh_token' }) })
-    }
+    ...(['refresh_token', 'access_token'] as const).map((hint) => async ({ app, client, first }: Awaited<ReturnType<typeof connected>>) => {
+      await app.inject({ method: 'POST', url: '/oauth/revoke', headers: FORM, payload: form({ client_id: client, token: first[hint], token_type_hint: hint }) })
+    })
   ]) {
     const grant = await connected(t)
     await end(grant)
@@ -199,6 +199,17 @@ t.test('metadata, registration and answers say exactly what is on', async (t) =>
     const refused = await app.inject({ method: 'POST', url: '/oauth/token', headers: FORM, payload: form({ grant_type: 'refresh_token', client_id: registered.client_id, refresh_token: 'x' }) })
     t.equal(refused.json().error, grantTypes.includes('refresh_token') ? 'invalid_grant' : 'unsupported_grant_type', title)
   }
+})
+
+t.test('offline_access is in no document and no challenge, and who asks for it gets the rest', async (t) => {
+  const app = await testApp(t, { accessTokenLifetime: HOUR, refreshTokenLifetime: DAY })
+  const { clientId, code, redeem } = dance(app)
+  for (const response of [
+    await app.inject('/.well-known/oauth-protected-resource'), await app.inject('/.well-known/oauth-authorization-server'),
+    await app.inject({ method: 'POST', url: '/mcp' }), await app.inject({ method: 'POST', url: '/mcp', headers: { authorization: 'Bearer x' } })
+  ]) t.notMatch(response.body + JSON.stringify(response.headers), 'offline_access')
+  const client = await clientId({ scope: 'read offline_access' })
+  t.match((await redeem(client, await code(client, { scope: 'read offline_access' }, ['read']))).json(), { scope: 'read', refresh_token: /^ort_/ })
 })
 
 t.test('a successor is derived, another for each key and token, and cannot be told from a random one', async (t) => {
