@@ -13,7 +13,7 @@ import type { Resource } from './protocol/resource.js'
 import { ScopeCatalogue, isScopeToken, type ScopeDefinition } from './protocol/scope.js'
 import { createSealer, createSigner } from './protocol/sealed.js'
 import { deriveKey, parseKey } from './protocol/secret.js'
-import type { ConsentTicket, Ticket } from './protocol/tickets.js'
+import type { ConsentTicket, PageTicket } from './protocol/tickets.js'
 import type { Grant } from './store/grant.js'
 import { sqliteStore } from './store/sqlite.js'
 import type { TokenStore } from './store/store.js'
@@ -202,7 +202,7 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     findClient: createClientFinder([configured.find, registeredClients(clientIds)]),
     codes: await createSealer<AuthorizationCode>(keys, 'code'),
     consentTickets: await createSealer<ConsentTicket>(keys, 'consent'),
-    pageTickets: await createSealer<Ticket>(keys, 'page'),
+    pageTickets: await createSealer<PageTicket>(keys, 'page'),
     clientIds,
     emit: createEmit(onEvent, log)
   })

@@ -56,7 +56,11 @@ export async function authorizationEndpoint (app: FastifyInstance, settings: Set
       resource: resources.find(({ uri }) => uri === authorization.resource),
       canDisconnect: paths.connectedApps !== null,
       scopes: scopes.choices(authorization.scopes)
-    }, formAction(redirectUri))
+      // No form-action: Chromium holds every redirect that follows the post to it, and where an app leads the browser is
+      // the app's business. Many a program answers its callback with a redirect to a page that says "done", and its user
+      // would be left here. It guards against forms put into the page, and none can be: all that is shown is escaped,
+      // nothing runs, and no post counts without this page's ticket.
+    }, undefined)
   })
 
   app.post('', limited(settings, 'authorize'), async (request, reply): Promise<FastifyReply> => {
@@ -84,10 +88,4 @@ export async function authorizationEndpoint (app: FastifyInstance, settings: Set
     emit(request, { type: 'consent.approved', userId, clientId, grantId, scopes: granted })
     return redirectToClient(reply, redirectUri, { code, state, iss: issuer })
   })
-}
-
-/** CSP has no syntax for an IPv6 address, and a web or app redirect may lead on: there the directive is left out. */
-function formAction (redirectUri: string): string | undefined {
-  const host = redirectHost(redirectUri)
-  return isLoopbackHost(host) && host !== '[::1]' ? `'self' ${new URL(redirectUri).origin}` : undefined
 }

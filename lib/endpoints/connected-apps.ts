@@ -1,6 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { MAX_CLIENT_ID_LENGTH } from '../clients/client.js'
-import type { ListedGrant, Tokens } from '../grants/tokens.js'
+import { createPersonalToken, type ListedGrant, type Tokens } from '../grants/tokens.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
 import { pageErrorHandler, sendPage } from '../http/pages.js'
 import { acceptForms, formBody, queryString } from '../http/parameters-from-request.js'
@@ -10,7 +10,7 @@ import type { Settings, User } from '../options.js'
 import { MAX_NAME_CHARACTERS, printable } from '../protocol/client-metadata.js'
 import { OAuthError } from '../protocol/errors.js'
 import { isLoopbackHost } from '../protocol/redirect-uri.js'
-import { isIdentifier } from '../protocol/secret.js'
+import { createGrantId, isIdentifier } from '../protocol/secret.js'
 import { PAGE_TICKET_LIFETIME, checkTicket } from '../protocol/tickets.js'
 
 const DAY = 24 * 60 * 60 * 1000
@@ -50,7 +50,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
   app.post('', limited(settings, 'authorize'), async (request, reply): Promise<FastifyReply> => {
     const form = new URLSearchParams(formBody(request))
     const user = await signedInUser(settings, request)
-    const { userId, tenantId } = checkTicket(await settings.pageTickets.open(form.get('ticket') ?? '', Date.now()), user)
+    const { userId, tenantId, grantId } = checkTicket(await settings.pageTickets.open(form.get('ticket') ?? '', Date.now()), user)
     const client = form.get('client')
     const grant = form.get('grant')
     if ([client, grant].some((id) => id !== null && !isIdentifier(id, MAX_CLIENT_ID_LENGTH))) throw unknownGrant()
@@ -79,7 +79,12 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
       throw new OAuthError('invalid_request', 'The form names no lifetime of the list.', { reason: 'token_expiry_invalid' })
     }
     const expiresAt = days === '' ? null : Date.now() + Number(days) * DAY
-    const created = await tokens.create({ userId, name, scopes: ticked, ...(tenantId !== null && { tenantId }), ...(expiresAt !== null && { expiresAt }) })
+    // The token is in the answer itself and kept nowhere. Who reloads that, or pressed twice, posts the same form again.
+    const created = await createPersonalToken(settings, { userId, name, scopes: ticked, ...(tenantId !== null && { tenantId }), ...(expiresAt !== null && { expiresAt }) }, grantId)
+    if (created === null) {
+      if (wantsJson(request)) throw new OAuthError('invalid_request', 'This ticket has made a token already.', { reason: 'ticket_spent', statusCode: 409 })
+      return done(request, reply, 'spent')
+    }
     return wantsJson(request)
       ? sendJson(reply.code(201), created)
       : await show(request, reply, user!, { ...created, name })
@@ -92,7 +97,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
   async function show (request: FastifyRequest, reply: FastifyReply, user: User, created?: { token: string, grantId: string, name: string }): Promise<FastifyReply> {
     const grants = await tokens.list({ userId: user.id })
     const ticket = await settings.pageTickets.seal({
-      userId: user.id, tenantId: user.tenantId ?? null, expiresAt: Date.now() + PAGE_TICKET_LIFETIME
+      grantId: createGrantId(), userId: user.id, tenantId: user.tenantId ?? null, expiresAt: Date.now() + PAGE_TICKET_LIFETIME
     })
     const apps = connectedApps(grants)
     const personalTokens = grants.filter(({ clientId }) => clientId === null)
@@ -112,7 +117,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
     }, "'self'")
   }
 
-  function done (request: FastifyRequest, reply: FastifyReply, what: 'disconnected' | 'revoked'): FastifyReply {
+  function done (request: FastifyRequest, reply: FastifyReply, what: 'disconnected' | 'revoked' | 'spent'): FastifyReply {
     return wantsJson(request)
       ? sendJson(reply, { [what]: true })
       : reply.header('cache-control', 'no-store').redirect(`${path}?done=${what}`, 303)

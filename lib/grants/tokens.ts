@@ -69,38 +69,9 @@ const TokenOptionError = createError('FST_MCP_OAUTH_INVALID_TOKEN_OPTION', 'toke
 const SelectorError = createError('FST_MCP_OAUTH_INVALID_SELECTOR', 'tokens.%s(): expected %s, with strings that are not empty', 500, TypeError)
 
 export function createTokens (settings: Settings): Tokens {
-  const { store, scopes, resources, idleLifetime, emit } = settings
+  const { store, idleLifetime, emit } = settings
   return {
-    async create (options) {
-      const { userId, tenantId, name, scopes: asked, resource, expiresAt, ...others } = options
-      if (Object.keys(others).length > 0) throw new TokenOptionError(`unknown option ${Object.keys(others).join(', ')}`)
-      if (!Array.isArray(asked) || asked.length === 0) throw new TokenOptionError('scopes must be a list with at least one entry')
-      for (const [key, value] of Object.entries({ userId, name, ...(tenantId != null && { tenantId }) })) {
-        if (!isIdentifier(value)) throw new TokenOptionError(`${key} must be a string that is not empty and holds no NUL`)
-      }
-      const unknown = asked.filter((scope) => !scopes.names.includes(scope))
-      if (unknown.length > 0) throw new TokenOptionError(`unknown scope ${unknown.join(', ')}`)
-      const now = Date.now()
-      const bound = resource === undefined ? undefined : findResource(resource, resources)
-      if (resource !== undefined && bound === undefined) throw new TokenOptionError(`unknown resource ${resource}, expected one of ${resources.map(({ uri }) => uri).join(', ')}`)
-      if (expiresAt !== undefined && !(Number.isInteger(expiresAt) && expiresAt > now && expiresAt <= LAST_DATE)) throw new TokenOptionError('expiresAt must be epoch milliseconds in the future; leave it out for never')
-
-      const token = createToken('pat_')
-      const row = newRow({
-        id: createGrantId(),
-        tokenHash: hashToken(token),
-        userId,
-        tenantId: tenantId ?? null,
-        name,
-        scopes: formatScope(scopes.expand(asked)),
-        resource: bound?.uri ?? null,
-        createdAt: now,
-        expiresAt: expiresAt ?? null
-      })
-      await store.issue(row)
-      emit(null, { type: 'token.issued', userId, grantId: row.id, scopes: [...grantOf(row).scopes] })
-      return { token, grantId: row.id }
-    },
+    create: async (options) => (await createPersonalToken(settings, options, createGrantId()))!,
 
     async verify (token, { resource } = {}) {
       const { row, reason } = await verifyToken(settings, token, resource === undefined ? undefined : [resource], Date.now())
@@ -132,6 +103,48 @@ export function createTokens (settings: Settings): Tokens {
       return await purge(store, Date.now() - RETENTION)
     }
   }
+}
+
+/**
+ * Makes a personal access token, unless there has been one of that id: then null.
+ *
+ * @throws FST_MCP_OAUTH_INVALID_TOKEN_OPTION
+ */
+export async function createPersonalToken (settings: Settings, options: CreateTokenOptions, grantId: string): Promise<{ token: string, grantId: string } | null> {
+  const { store, scopes, resources, emit } = settings
+  const { userId, tenantId, name, scopes: asked, resource, expiresAt, ...others } = options
+  if (Object.keys(others).length > 0) throw new TokenOptionError(`unknown option ${Object.keys(others).join(', ')}`)
+  if (!Array.isArray(asked) || asked.length === 0) throw new TokenOptionError('scopes must be a list with at least one entry')
+  for (const [key, value] of Object.entries({ userId, name, ...(tenantId != null && { tenantId }) })) {
+    if (!isIdentifier(value)) throw new TokenOptionError(`${key} must be a string that is not empty and holds no NUL`)
+  }
+  const unknown = asked.filter((scope) => !scopes.names.includes(scope))
+  if (unknown.length > 0) throw new TokenOptionError(`unknown scope ${unknown.join(', ')}`)
+  const now = Date.now()
+  const bound = resource === undefined ? undefined : findResource(resource, resources)
+  if (resource !== undefined && bound === undefined) throw new TokenOptionError(`unknown resource ${resource}, expected one of ${resources.map(({ uri }) => uri).join(', ')}`)
+  if (expiresAt !== undefined && !(Number.isInteger(expiresAt) && expiresAt > now && expiresAt <= LAST_DATE)) throw new TokenOptionError('expiresAt must be epoch milliseconds in the future; leave it out for never')
+
+  const token = createToken('pat_')
+  const row = newRow({
+    id: grantId,
+    tokenHash: hashToken(token),
+    userId,
+    tenantId: tenantId ?? null,
+    name,
+    scopes: formatScope(scopes.expand(asked)),
+    resource: bound?.uri ?? null,
+    createdAt: now,
+    expiresAt: expiresAt ?? null
+  })
+  // Looked up first, because a repeated id ends the grant that has it: that is left for two that come at the same moment.
+  if (await store.find(grantId) !== null) return null
+  if (await store.issue(row) !== 'issued') {
+    emit(null, { type: 'token.revoked', userId, grantId, grants: 1, reason: 'code_replayed' })
+    return null
+  }
+  emit(null, { type: 'token.issued', userId, grantId, scopes: [...grantOf(row).scopes] })
+  return { token, grantId }
 }
 
 /** An undefined id must not widen what is revoked: { userId, clientId: undefined } is a bug, not "all". */

@@ -43,8 +43,8 @@ export async function addPages (app: FastifyInstance, settings: Settings): Promi
 }
 
 /**
- * Sends a page that cannot be framed, stored or made to run anything. `formAction` lists where its forms may lead;
- * undefined leaves that open, because Chromium applies it to every redirect that follows the post.
+ * Sends a page that cannot be framed, stored or made to run anything. `formAction` lists where its forms may lead, all
+ * redirects that follow included; undefined leaves that open.
  */
 export async function sendPage (reply: FastifyReply, statusCode: number, page: Page, data: object, formAction: string | undefined): Promise<FastifyReply> {
   const policy = ["default-src 'none'", "style-src 'self'", 'img-src data:', "base-uri 'none'", "frame-ancestors 'none'"]

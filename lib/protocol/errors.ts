@@ -36,7 +36,7 @@ export type Reason =
   | 'redirect_uri_missing' | 'redirect_uri_not_allowed' | 'redirect_uri_unregistered' | 'refresh_reused'
   | 'refresh_token_expired' | 'refresh_token_missing' | 'refresh_token_unknown' | 'refused_by_app' | 'request_too_long'
   | 'resource_mismatch' | 'resource_unknown' | 'response_type_unsupported' | 'scope_exceeds_grant' | 'signed_out'
-  | 'store_unavailable' | 'ticket_expired' | 'ticket_for_another_user' | 'ticket_unreadable' | 'token_expired'
+  | 'store_unavailable' | 'ticket_expired' | 'ticket_for_another_user' | 'ticket_spent' | 'ticket_unreadable' | 'token_expired'
   | 'token_expiry_invalid' | 'token_for_another_resource' | 'token_idle' | 'token_missing' | 'token_name_invalid'
   | 'token_revoked' | 'token_scope_insufficient' | 'token_type_unsupported' | 'token_unknown' | 'token_without_user'
   | 'unexpected' | 'user_unknown'
@@ -50,7 +50,7 @@ export interface About {
 
 export interface OAuthErrorOptions {
   reason: Reason
-  /** Where the code's usual status does not fit: 413, 415 and 429 pass through with their own. */
+  /** Where the code's usual status does not fit, such as 409; 413, 415 and 429 pass through with their own. */
   statusCode?: number
   cause?: unknown
   about?: About | undefined

@@ -14,9 +14,14 @@ export interface ConsentTicket extends Ticket {
   request: AuthorizationRequest
 }
 
+/** In the forms of the connected-apps page: the id that the personal token made with it will have, so that one form makes one. */
+export interface PageTicket extends Ticket {
+  grantId: string
+}
+
 /** Milliseconds. */
 export const CONSENT_TICKET_LIFETIME = 10 * 60 * 1000
-/** Milliseconds. In the forms of the connected-apps page, whose tickets carry nothing else. */
+/** Milliseconds. */
 export const PAGE_TICKET_LIFETIME = 60 * 60 * 1000
 
 /**
