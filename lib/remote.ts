@@ -135,7 +135,7 @@ function createIntrospection ({ issuer, clientId, clientSecret }: RemoteGuardOpt
     } catch (cause) {
       // It may have moved.
       endpoint = undefined
-      throw new OAuthError('temporarily_unavailable', 'The authorization server does not answer.', { reason: 'introspection_failed', cause })
+      throw new OAuthError('temporarily_unavailable', 'The authorization server does not confirm tokens at present.', { reason: 'introspection_failed', cause })
     }
   }
 }
@@ -160,7 +160,7 @@ async function ask (url: string, init?: RequestInit): Promise<Record<string, unk
     text += chunk
     if (text.length > MAX_ANSWER) throw new Error(`${url} answered with over ${MAX_ANSWER} characters`)
   }
-  if (!response.ok) throw new Error(`${url} answered ${response.status}`)
+  if (!response.ok) throw new Error(`${url} answered ${response.status}${response.status === 401 ? ': are clientId and clientSecret right?' : ''}`)
   const body = parseJson(text)
   if (!isObject(body)) throw new Error(`${url} answered something else than a JSON object`)
   return body

@@ -36,12 +36,12 @@ export function testOptions (overrides: Partial<McpOAuthOptions> = {}): McpOAuth
 }
 
 /** A host app with the plugin and a guarded POST /mcp, closed with the test. */
-export async function testApp (t: Test, overrides: Partial<McpOAuthOptions> = {}, server: FastifyServerOptions = {}): Promise<FastifyInstance> {
+export async function testApp (t: Test, overrides: Partial<McpOAuthOptions> = {}, server: FastifyServerOptions = {}, { resource }: { resource?: string } = {}): Promise<FastifyInstance> {
   const app = Fastify(server)
   t.teardown(() => app.close())
   await app.register(mcpOAuth, testOptions(overrides))
-  app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'] }) }, async ({ oauth }) => ({ userId: oauth!.userId, scopes: oauth!.scopes }))
-  app.post('/write', { onRequest: app.oauth.protect() }, async ({ oauth }) => {
+  app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'], ...(resource !== undefined && { resource }) }) }, async ({ oauth }) => ({ userId: oauth!.userId, scopes: oauth!.scopes }))
+  app.post('/write', { onRequest: app.oauth.protect(resource === undefined ? {} : { resource }) }, async ({ oauth }) => {
     oauth!.require('write')
     return { written: true }
   })

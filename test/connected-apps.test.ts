@@ -265,3 +265,18 @@ t.test('currentUser that breaks its contract, or throws, is a 500 that says noth
     t.match(body, /Something went wrong/)
   }
 })
+
+t.test('an app that is connected to several servers is one entry, which names them', async (t) => {
+  const app = await testApp(t, { resources: [{ path: '/mcp', name: 'Notes' }, { url: 'https://files.example.com/mcp', name: 'Files & more' }, { url: 'https://mail.example.com/mcp' }] }, {}, { resource: '/mcp' })
+  const { clientId, code, redeem } = dance(app)
+  const client = await clientId()
+  const page = async () => (await app.inject({ url: '/my/connected_apps', headers: { 'x-user': 'alice' } })).body
+  const connect = async (resource: string) => { t.equal((await redeem(client, await code(client, { resource }))).statusCode, 200) }
+  await connect('https://files.example.com/mcp')
+  t.match(await page(), /act on your behalf[^]*Can use <bdi>Files &amp; more<\/bdi>:/)
+  await connect('https://mail.example.com/mcp')
+  await connect('https://files.example.com/mcp')
+  t.match(await page(), /Can use <bdi>Files &amp; more<\/bdi>, <bdi>mail.example.com<\/bdi>:/)
+  const { apps } = (await app.inject({ url: '/my/connected_apps', headers: { 'x-user': 'alice', accept: 'application/json' } })).json<{ apps: unknown[] }>()
+  t.match(apps, [{ connections: 3, resources: ['Files & more', 'mail.example.com'] }])
+})

@@ -545,7 +545,7 @@ t.test('an authorization server that fails is 503 with Retry-After, never 401; t
     t.equal(response.headers.get('retry-after'), '5', title)
     t.equal(response.headers.get('www-authenticate'), null, title)
     t.equal(response.headers.get('access-control-allow-origin'), '*', title)
-    t.strictSame(await response.json(), { error: 'temporarily_unavailable', error_description: 'The authorization server does not answer.' }, title)
+    t.strictSame(await response.json(), { error: 'temporarily_unavailable', error_description: 'The authorization server does not confirm tokens at present.' }, title)
     const failures = here.lines.filter((line) => line.includes('"reason":"introspection_failed"'))
     t.equal(failures.length, 1, title)
     t.match(JSON.parse(failures[0]!), { level: 50, msg: 'oauth: temporarily_unavailable', err: { message: /\w/ } }, title)

@@ -84,14 +84,20 @@ export function expectRedirectUris (uris: unknown, at: string): asserts uris is 
   uris.forEach((uri, index) => expect(isRedirectUri(uri) && !uri.includes('*'), `${at}[${index}]`, 'an https URL, a loopback http URL or a private-use scheme, without fragment or wildcard', uri))
 }
 
-/** What was given may be the secret itself, so only its form is told. */
 function parseSecretHashes (hashes: unknown, at: string): Buffer[] {
-  expect(isStrings(hashes) && hashes.length > 0, at, 'a list of one or more SHA-256 hashes', Array.isArray(hashes) ? 'an empty list, or one of other things' : typeof hashes)
-  return hashes.map((hash, index) => {
-    const bytes = Buffer.from(hash, /^[0-9a-f]{64}$/i.test(hash) ? 'hex' : 'base64url')
-    expect(bytes.length === 32 && /^[\w-]+$/.test(hash), `${at}[${index}]`, 'a SHA-256 in base64url or hexadecimal, such as `npx fastify-mcp-oauth secret` prints', `a string of ${hash.length} characters`)
-    return bytes
+  expect(Array.isArray(hashes) && hashes.length > 0, at, 'a list of one or more SHA-256 hashes', Array.isArray(hashes) ? 'an empty list' : typeof hashes)
+  return hashes.map((hash: unknown, index) => {
+    const bytes = typeof hash === 'string' && /^[\w-]+$/.test(hash) ? Buffer.from(hash, /^[0-9a-f]{64}$/i.test(hash) ? 'hex' : 'base64url') : undefined
+    expect(bytes?.length === 32, `${at}[${index}]`, 'a SHA-256 in base64url or hexadecimal, such as `npx fastify-mcp-oauth secret` prints', whatIsWrongWithHash(hash))
+    return bytes!
   })
+}
+
+/** What was given may be the secret itself, so only its form is told. */
+function whatIsWrongWithHash (hash: unknown): string {
+  if (hash === undefined) return 'nothing: is the environment variable set?'
+  if (typeof hash !== 'string') return typeof hash
+  return hash.startsWith('ocs_') ? 'a secret itself, not its hash' : `a string of ${hash.length} characters`
 }
 
 function parseJwks (jwks: unknown, at: string): JSONWebKeySet {

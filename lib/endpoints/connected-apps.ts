@@ -10,6 +10,7 @@ import type { Settings, User } from '../options.js'
 import { MAX_NAME_CHARACTERS, printable } from '../protocol/client-metadata.js'
 import { OAuthError } from '../protocol/errors.js'
 import { isLoopbackHost } from '../protocol/redirect-uri.js'
+import type { Resource } from '../protocol/resource.js'
 import { createGrantId, isIdentifier } from '../protocol/secret.js'
 import { PAGE_TICKET_LIFETIME, checkTicket } from '../protocol/tickets.js'
 
@@ -23,6 +24,8 @@ interface ConnectedApp {
   name: string
   host: string
   isLoopback: boolean
+  /** What it is connected to, by name. */
+  resources: string[]
   scopes: string[]
   connectedAt: number
   lastUsedAt: number | null
@@ -34,7 +37,7 @@ interface ConnectedApp {
  * Answers in JSON where the request prefers it, for apps that bring a page of their own.
  */
 export async function connectedAppsEndpoint (app: FastifyInstance, settings: Settings, tokens: Tokens): Promise<void> {
-  const { scopes, store, emit } = settings
+  const { scopes, resources, store, emit } = settings
   const path = settings.paths.connectedApps!
   await acceptForms(app)
 
@@ -99,7 +102,7 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
     const ticket = await settings.pageTickets.seal({
       grantId: createGrantId(), userId: user.id, tenantId: user.tenantId ?? null, expiresAt: Date.now() + PAGE_TICKET_LIFETIME
     })
-    const apps = connectedApps(grants)
+    const apps = connectedApps(grants, resources)
     const personalTokens = grants.filter(({ clientId }) => clientId === null)
       .map(({ grantId, name, scopes, createdAt, lastUsedAt, expiresAt }) => ({ grantId, name, scopes, createdAt, lastUsedAt, expiresAt }))
     if (wantsJson(request)) return sendJson(reply, { ticket, apps, personalTokens })
@@ -108,6 +111,8 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
       ticket,
       user,
       apps,
+      // Where there is but one, and here, the page says so once.
+      namesResources: resources.length > 1 || resources[0].path === null,
       personalTokens,
       created,
       done: new URLSearchParams(queryString(request)).get('done'),
@@ -124,14 +129,16 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
   }
 }
 
-function connectedApps (grants: readonly ListedGrant[]): ConnectedApp[] {
+function connectedApps (grants: readonly ListedGrant[], resources: readonly Resource[]): ConnectedApp[] {
+  const nameOf = (uri: string | null): string => resources.find((resource) => resource.uri === uri)?.name ?? (uri === null ? '' : new URL(uri).host)
   const apps = new Map<string, ConnectedApp>()
-  for (const { clientId, clientName, clientHost, scopes, createdAt, lastUsedAt } of grants) {
+  for (const { clientId, clientName, clientHost, scopes, resource, createdAt, lastUsedAt } of grants) {
     if (clientId === null) continue
     const host = clientHost ?? ''
     const app = apps.get(clientId) ?? {
-      clientId, name: clientName ?? '', host, isLoopback: isLoopbackHost(host), scopes: [], connectedAt: createdAt, lastUsedAt: null, connections: 0
+      clientId, name: clientName ?? '', host, isLoopback: isLoopbackHost(host), resources: [], scopes: [], connectedAt: createdAt, lastUsedAt: null, connections: 0
     }
+    app.resources = [...new Set([...app.resources, nameOf(resource)])].filter((name) => name !== '')
     app.scopes = [...new Set([...app.scopes, ...scopes])]
     app.lastUsedAt = Math.max(app.lastUsedAt ?? 0, lastUsedAt ?? 0) || null
     app.connections += 1
