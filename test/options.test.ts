@@ -211,8 +211,10 @@ const REFUSED: Record<string, Refused[]> = {
     [clientsWith({ clientSecretHashes: [hash('sha512', 'a secret', 'hex')] }), 'clients[0].clientSecretHashes[0]'],
     [clientsWith({ clientSecretHashes: [''] }), 'clients[0].clientSecretHashes[0]'],
     [clientsWith({ clientSecretHashes: [] }), 'clients[0].clientSecretHashes', 'one or more', 'got an empty list'],
+    [clientsWith({ clientSecretHashes: [undefined] }), 'clients[0].clientSecretHashes[0]', 'nothing: is the environment variable set?'],
+    [clientsWith({ clientSecretHashes: ['ocs_' + 'x'.repeat(43)] }), 'clients[0].clientSecretHashes[0]', 'a secret itself, not its hash'],
     [clientsWith({ clientSecretHashes: HASH }), 'clients[0].clientSecretHashes', 'a list', 'got string'],
-    [clientsWith({ clientSecretHashes: [hash('sha256', 'a secret', 'buffer')] }), 'clients[0].clientSecretHashes'],
+    [clientsWith({ clientSecretHashes: [hash('sha256', 'a secret', 'buffer')] }), 'clients[0].clientSecretHashes[0]', 'got object'],
     [clientsWith({ clientSecretHashes: null }), 'clients[0].clientSecretHashes'],
     [clientsWith({ clientSecret: 'a secret' }), 'clients[0].clientSecret', 'clientSecretHashes']
   ],

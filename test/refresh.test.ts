@@ -194,6 +194,7 @@ t.test('metadata, registration and answers say exactly what is on', async (t) =>
     t.strictSame((await app.inject('/.well-known/oauth-authorization-server')).json().grant_types_supported, grantTypes, title)
     const registered = (await register({ grant_types: ['authorization_code', 'refresh_token'] })).json<{ client_id: string, grant_types: string[] }>()
     t.strictSame(registered.grant_types, grantTypes, title)
+    t.strictSame((await register()).json().grant_types, grantTypes, 'a client that asks for none in particular gets what there is')
     const answer = (await redeem(registered.client_id, await code(registered.client_id))).json<object>()
     t.strictSame(Object.keys(answer).sort(), fields, title)
     const refused = await app.inject({ method: 'POST', url: '/oauth/token', headers: FORM, payload: form({ grant_type: 'refresh_token', client_id: registered.client_id, refresh_token: 'x' }) })

@@ -32,7 +32,7 @@ export interface RegistrationPolicy {
 export function parseClientMetadata (body: unknown, policy: RegistrationPolicy): ClientMetadata {
   if (!isObject(body)) throw invalid('The body must be a JSON object.')
   const redirectUris = parseRedirectUris(body.redirect_uris, policy)
-  const grantTypes = stringsOr(body.grant_types, 'grant_types', ['authorization_code'])
+  const grantTypes = stringsOr(body.grant_types, 'grant_types', policy.grantTypes)
     .filter((type) => policy.grantTypes.includes(type))
   if (!grantTypes.includes('authorization_code')) {
     throw invalid('grant_types must include authorization_code.')
@@ -96,7 +96,7 @@ function stringOr (value: unknown, name: string): string | undefined {
   return value
 }
 
-function stringsOr (value: unknown, name: string, fallback: string[]): string[] {
+function stringsOr (value: unknown, name: string, fallback: readonly string[]): readonly string[] {
   if (value === undefined || value === null) return fallback
   if (!isStrings(value)) throw invalid(`${name} must be a list of strings.`)
   return value
