@@ -1,5 +1,5 @@
 import { execFileSync, spawnSync } from 'node:child_process'
-import { createReadStream, createWriteStream, existsSync, mkdtempSync, renameSync, rmSync } from 'node:fs'
+import { createReadStream, createWriteStream, existsSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
@@ -45,6 +45,8 @@ async function unpacked (): Promise<{ executablePath: string, env: Record<string
       execFileSync('tar', ['-xf', tar, '-C', aside, '--no-same-owner'])
       rmSync(tar)
     }
+    // Theirs names folders of the cloud that the package is made for.
+    writeFileSync(join(aside, 'fonts.conf'), `<fontconfig><dir>${UNPACKED}/fonts</dir><cachedir>${UNPACKED}/fonts-cache</cachedir></fontconfig>\n`)
     try {
       renameSync(aside, UNPACKED)
     } catch {
