@@ -549,7 +549,7 @@ t.test('the pages carry their own security headers, the host keeps those of helm
         t.equal(headers['referrer-policy'], 'no-referrer', name)
         t.equal(headers['cache-control'], 'no-store', name)
       }
-      t.match(shown.headers['content-security-policy'], "form-action 'self' http://127.0.0.1:33418", 'the form may lead to the loopback client')
+      t.notMatch(shown.headers['content-security-policy'], 'form-action', 'the app may lead the browser on')
       const approved = await consent({ ticket: fieldOf(shown.body, 'ticket'), decision: 'approve', scope: 'read' })
       t.equal(approved.headers['referrer-policy'], 'no-referrer', 'the code leaves no trace in a Referer header')
       await danceCompletes(t, app)
