@@ -3,7 +3,7 @@ import { ESLint } from 'eslint'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { execFile, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -17,20 +17,25 @@ import { startPostgres } from './postgres.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const readme = readFileSync(join(root, 'README.md'), 'utf8')
+/** The README and the pages behind it. */
+const pages = ['README.md', ...readdirSync(join(root, 'docs')).filter((file) => file.endsWith('.md')).map((file) => `docs/${file}`)]
+const text = pages.map((file) => readFileSync(join(root, file), 'utf8')).join('\n')
 const programsIn = (text: string): string[] => [...text.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!)
-const table = (heading: string): string[][] => readme.split(`## ${heading}\n`)[1]!.split(/\n##+ /)[0]!.split('\n')
+/** What stands below a heading, on whichever page, up to the next one. */
+const section = (heading: string): string => text.split(new RegExp(`^#+ ${heading}\\n`, 'm'))[1]!.split(/\n#+ /)[0]!
+const table = (heading: string): string[][] => section(heading).split('\n')
   .filter((line) => line.startsWith('| `')).map((line) => line.split('|').slice(1, -1).map((cell) => cell.trim()))
 
 /** A program below a heading: the first, unless another is named. */
 function programOf (heading: string, index = 0): string {
-  const program = programsIn(readme.split(`# ${heading}\n`)[1]!.split(/\n##+ /)[0]!)[index]!
+  const program = programsIn(section(heading))[index]!
   run.add(program)
   return program
 }
 
 const run = new Set<string>()
 
-/** A program of the README in a folder in which the package is installed. */
+/** A program of a page in a folder in which the package is installed. */
 function install (code: string): string {
   const project = folder()
   mkdirSync(join(project, 'node_modules'))
@@ -54,7 +59,7 @@ async function proxyOf (t: Test, issuer: string): Promise<FastifyInstance> {
   return app
 }
 
-/** Starts a program of the README on a free port and asks its route without a token. */
+/** Starts a program of a page on a free port and asks its route without a token. */
 async function challenge (t: Test, code: string, env: Record<string, string> = {}, port?: number): Promise<{ cwd: string, issuer: string, response: Response }> {
   const issuer = `http://localhost:${port ?? await freePort()}`
   const cwd = install(code.replaceAll('3000', new URL(issuer).port))
@@ -116,7 +121,7 @@ t.test('the two separate servers of the README work together: a token of the one
 
 const output = async (code: string): Promise<string> => (await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(code) })).stdout.trim()
 
-t.test('the small programs in the README run as they stand', async (t) => {
+t.test('the small programs in the README and its pages run as they stand', async (t) => {
   for (const [heading, said] of [['In your tests', 'alice alice'], ['Expiry and refresh', 'authorization_code,refresh_token'],
     ['Clients with secrets and keys', 'reports:write'], ['app.oauth.tokens', ''], ['Your older API keys', 'alice alice']] as const) {
     t.equal(await output(programOf(heading)), said, heading)
@@ -195,13 +200,13 @@ t.test('the metrics in the README are what happened', async (t) => {
   t.strictSame(points('oauth.request.failed').map(({ attributes, value }) => [attributes, value]), [[{ endpoint: 'connected_apps' }, 1]])
 })
 
-t.test('every program in the README was run above', async (t) => {
-  t.strictSame(programsIn(readme).filter((program) => !run.has(program)), [])
+t.test('every program in the README and its pages was run above', async (t) => {
+  t.strictSame(programsIn(text).filter((program) => !run.has(program)), [])
 })
 
-t.test('the README names every option, column, command, event and file there is, and no other', async (t) => {
+t.test('the README and its pages name every option, column, command, event and file there is, and no other', async (t) => {
   const source = (file: string): string => readFileSync(join(root, file), 'utf8')
-  const options = [...source('lib/options.ts').matchAll(/^const KNOWN = new Set\(\[([^]*?)\]\)/gm)][0]![1]!.match(/\w+/g)!
+  const options = [...source('lib/options.ts').matchAll(/^const NAMES: .* = \[([^]*?)\]$/gm)][0]![1]!.match(/\w+/g)!
   t.strictSame(table('Options').map(([name]) => name!.replaceAll('`', '')).sort(), [...options].sort())
 
   const columns = table('The table').flatMap(([names]) => names!.match(/\w+/g)!)
@@ -217,17 +222,22 @@ t.test('the README names every option, column, command, event and file there is,
   t.strictSame(table('Separate servers').flatMap(([names]) => names!.match(/\w+/g)!).sort(), [...remote].sort())
 
   const events = [...source('lib/events.ts').matchAll(/type: '([\w.]+)'/g)].map(([, type]) => type!)
-  const named = readme.split('### Events\n')[1]!.split('. Each has')[0]!.match(/[a-z]+\.[a-z]+/g)!
+  const named = section('Events').split('. Each has')[0]!.match(/[a-z]+\.[a-z]+/g)!
   t.strictSame([...named].sort(), [...events].sort())
 
   const endpoints = /endpoint: (.*)/.exec(source('lib/http/metrics.ts'))![1]!.match(/\w+/g)!
-  t.strictSame(readme.split('The endpoint is ')[1]!.split('.')[0]!.match(/\w+(?=`)/g), endpoints)
+  t.strictSame(section('Metrics').split('The endpoint is ')[1]!.split('.')[0]!.match(/\w+(?=`)/g), endpoints)
 
-  for (const file of ['README.md', 'CONTRIBUTING.md', 'SECURITY.md']) {
-    for (const [, target] of source(file).matchAll(/(?:\]\(|src="|srcset=")(?!https?:|#)([^)"]+)/g)) {
-      t.ok(existsSync(resolve(root, dirname(file), target!)), `${file}: ${target}`)
+  const headings = (file: string): string[] => [...readFileSync(file, 'utf8').matchAll(/^#+ (.*)$/gm)].map(([, heading]) => heading!.toLowerCase().replace(/[^\w -]/g, '').replaceAll(' ', '-'))
+  for (const file of [...pages, 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md']) {
+    for (const [, target, anchor] of source(file).matchAll(/(?:\]\(|src="|srcset=")(?!https?:)([^)"#]*)(?:#([^)"]+))?/g)) {
+      const path = target === '' ? join(root, file) : resolve(root, dirname(file), target!)
+      t.ok(existsSync(path), `${file}: ${target}`)
+      if (anchor !== undefined) t.ok(headings(path).includes(anchor), `${file}: ${target}#${anchor}`)
     }
   }
+  const all = pages.flatMap((file) => headings(join(root, file)))
+  t.strictSame(all.filter((heading, index) => all.indexOf(heading) !== index), [], 'and no heading is there twice, or the tests would read one and not the other')
 })
 
 t.test('the test command of the README is the one that CI runs', async (t) => {
