@@ -43,18 +43,24 @@ const OPTIONS = { help: { ...flag, short: 'h' }, version: flag, json: flag, 'dry
 /** Milliseconds: counting a large table takes its time, and nobody waits for this as for an answer of the app. */
 const TIMEOUT = 10 * 60 * 1000
 
+const HINT = 'npx fastify-mcp-oauth --help says what is right.'
+
 class WrongCall extends Error {}
+
+/** A call without a command: who does not know what there is sees it all. */
+class EmptyCall extends WrongCall {}
 
 /** What to print: with --json, and without. */
 async function run (): Promise<[document: object, words: string]> {
   const { values, positionals: [command = '', ...rest], tokens } = parseArgs({ options: OPTIONS, allowPositionals: true, tokens: true })
-  if (values.help === true) return [{ usage: USAGE }, USAGE]
+  if (values.help === true || command === 'help') return [{ usage: USAGE }, USAGE]
   if (values.version === true) {
     const { version } = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as { version: string }
     return [{ version }, version]
   }
   const takes = COMMANDS.get(command)
-  if (takes === undefined) throw new WrongCall(command === '' ? 'Which command?' : `There is no command ${command}.`)
+  if (command === '') throw new EmptyCall('Which command?')
+  if (takes === undefined) throw new WrongCall(`There is no command ${command}.`)
   const given = [...rest.map(() => 'database'), ...tokens.flatMap((token) => token.kind === 'option' ? `--${token.name}` : [])]
   for (const [index, one] of given.entries()) {
     if (!takes.includes(one) && one !== '--json') throw new WrongCall(`${command} does not take ${one}.`)
@@ -76,6 +82,9 @@ async function run (): Promise<[document: object, words: string]> {
   if (database === undefined || database === '') throw new WrongCall('Which database? Name it, or set DATABASE_URL.')
   const selector = Object.fromEntries(Object.entries({ clientId: values.client, userId: values.user, grantId: values.grant }).filter(([, id]) => id !== undefined))
   if (command === 'revoke' && !isSelector(selector)) throw new WrongCall('Whose grants? --client ID, --user ID or both, or --grant ID.')
+  // As stats shows it, and no id at all: it would end nothing, and be taken for done.
+  const shortened = [values.client, values.grant].find((id) => id?.startsWith('…'))
+  if (shortened !== undefined) throw new WrongCall(`${shortened} is a shortened id: take the full id from stats --json.`)
   const store = storeAt(database, command === 'migrate')
   const dryRun = values['dry-run'] === true
   try {
@@ -136,7 +145,10 @@ function explain (error: unknown): string {
   const { message, code, cause } = error as Error & { code?: string }
   if (code === '42P01' || code === '42703' || /^no such (table|column)/.test(message)) return 'The table access_tokens is missing or not up to date. Run: npx fastify-mcp-oauth migrate'
   const reason: unknown = cause instanceof AggregateError ? cause.errors[0] : cause
-  return (reason instanceof Error ? `${message} ${reason.message}` : message).replace(/\s+/g, ' ').replace(/\S+@|password=\S+/gi, '…')
+  const words = reason instanceof Error ? `${message.replace(/\.?$/, '.')} ${reason.message}` : message
+  const line = words.replace(/\s+/g, ' ').replace(/\S+@|password=\S+/gi, '…')
+  // Node goes on about arguments that start with a dash; there are none here.
+  return code === 'ERR_PARSE_ARGS_UNKNOWN_OPTION' ? line.replace(/'\. .*/, "'.") : line
 }
 
 const json = process.argv.includes('--json')
@@ -147,5 +159,6 @@ try {
   const isWrongCall = error instanceof WrongCall || String((error as { code?: unknown }).code).startsWith('ERR_PARSE_ARGS_')
   process.exitCode = isWrongCall ? 2 : 1
   if (json) console.log(JSON.stringify({ error: explain(error) }))
-  console.error(isWrongCall ? `${USAGE}\n\n${explain(error)}` : explain(error))
+  const more = error instanceof EmptyCall ? `\n\n${USAGE}` : isWrongCall ? `\n${HINT}` : ''
+  console.error(explain(error) + more)
 }

@@ -325,6 +325,13 @@ t.test('what is no database, or out of reach, or of an older version is one line
   await failsWith(t, ['migrate', join(folder(), 'no', 'such', 'folder.db')], /no such file or directory/)
   await failsWith(t, ['stats', Object.assign(new URL(server.url), { pathname: '/none' }).href], /database "none" does not exist/)
 
+  // The package pg is the app's to install.
+  const hook = "export const resolve = async (name, context, next) => { if (name === 'pg') throw new Error('Cannot find package pg'); return await next(name, context) }"
+  const withoutPg = `import { register } from 'node:module'; register(${JSON.stringify(`data:text/javascript,${encodeURIComponent(hook)}`)})`
+  t.strictSame(await run(['stats', server.url], { NODE_OPTIONS: `--import data:text/javascript,${encodeURIComponent(withoutPg)}` }), {
+    code: 1, stdout: '', stderr: 'postgresStore() needs the package pg. Run: npm install pg. Cannot find package pg\n'
+  })
+
   const older = await openPostgres(t)
   const client = new pg.Client(older.url)
   await client.connect()
@@ -333,12 +340,11 @@ t.test('what is no database, or out of reach, or of an older version is one line
   await failsWith(t, ['stats', older.url], /not up to date/)
 })
 
-t.test('a wrong call is exit code 2, with the usage and the reason, and does nothing', async (t) => {
+t.test('a wrong call is exit code 2, with the reason and where to read on, and does nothing', async (t) => {
   const { url, store, dump } = await openSqlite(t)
   await issue(store, [row(), endedLongAgo()])
   const before = await dump()
   const cases: Array<[args: string[], reason: RegExp]> = [
-    [[], /Which command/],
     [['nonsense'], /no command nonsense/],
     [['postgres://secret:hunter2@localhost/app'], /no command …localhost\/app/],
     [['constructor', url], /no command/],
@@ -348,7 +354,7 @@ t.test('a wrong call is exit code 2, with the usage and the reason, and does not
     [['secret', '--client', 'app'], /does not take --client/],
     [['stats', url, '--dry-run'], /does not take --dry-run/],
     [['migrate', url, '--dry-run'], /does not take --dry-run/],
-    [['purge', url, '--dryrun'], /Unknown option '--dryrun'/],
+    [['purge', url, '--dryrun'], /^Unknown option '--dryrun'\.$/m],
     [['purge', url, '--user', 'alice'], /does not take --user/],
     [['purge', url, '--json=no'], /does not take an argument/],
     [['stats', 'mysql://localhost/app'], /PostgreSQL URL/],
@@ -362,16 +368,26 @@ t.test('a wrong call is exit code 2, with the usage and the reason, and does not
     [['revoke', url, '--user', 'alice', '--user', 'bob'], /--user can be given once/],
     [['revoke', url, '--user'], /argument missing/],
     [['revoke', url, '--grant', '-x'], /starting with a dash use '--grant=-XYZ'/],
-    [['revoke', '--user', url], /Which database/]
+    [['revoke', '--user', url], /Which database/],
+    [['revoke', url, '--client', '…the-very-end'], /^…the-very-end is a shortened id: take the full id from stats --json\.$/m],
+    [['revoke', url, '--client', '…the-very-end', '--user', 'alice', '--dry-run'], /take the full id from stats --json/],
+    [['revoke', url, '--grant', '…the-very-end'], /take the full id from stats --json/]
   ]
   for (const [args, reason] of cases) {
     const { code, stdout, stderr } = await run(args)
     t.equal(code, 2, args.join(' '))
     t.equal(stdout, '')
-    t.match(stderr, /^Usage: fastify-mcp-oauth/)
+    t.match(stderr, /^[^\n]+\nnpx fastify-mcp-oauth --help says what is right\.\n$/, 'two lines')
     t.match(stderr, reason)
   }
   t.strictSame(await dump(), before)
+})
+
+t.test('an empty call is a wrong one, and shows all that there is', async (t) => {
+  const { code, stdout, stderr } = await run([])
+  t.equal(code, 2)
+  t.equal(stdout, '')
+  t.match(stderr, /^Which command\?\n\nUsage: fastify-mcp-oauth <command>\n[^]*Exit codes/)
 })
 
 t.test('with --json there is one document on stdout, whatever happens', async (t) => {
@@ -385,7 +401,7 @@ t.test('with --json there is one document on stdout, whatever happens', async (t
   for (const [args, expected] of [[['stats', 'none.db'], 1], [['stats', url, '--nonsense'], 2]] as const) {
     const { code, stdout, stderr } = await run([...args, '--json'])
     t.equal(code, expected)
-    t.ok(stderr.trim().endsWith((JSON.parse(stdout) as { error: string }).error))
+    t.equal(stderr.split('\n')[0], (JSON.parse(stdout) as { error: string }).error)
   }
 })
 
@@ -415,7 +431,7 @@ t.test('no password is in any output', async (t) => {
 })
 
 t.test('help and version go to stdout, and are no wrong call', async (t) => {
-  for (const args of [['--help'], ['-h'], ['revoke', '--help']]) {
+  for (const args of [['--help'], ['-h'], ['help'], ['revoke', '--help']]) {
     const { code, stdout, stderr } = await run(args)
     t.strictSame({ code, stderr }, { code: 0, stderr: '' })
     t.match(stdout, /^Usage: fastify-mcp-oauth/)

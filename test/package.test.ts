@@ -44,7 +44,7 @@ t.test('the package holds what it needs and nothing else', async (t) => {
   t.strictSame(needed.filter((name) => !files.includes(name)), [], 'nothing is missing')
   t.ok(needed.includes('views/consent.eta'))
 
-  const expected = /^(dist\/.+\.(js|d\.ts)|views\/.+\.(eta|css)|README\.md|LICENSE|CHANGELOG\.md|SECURITY\.md|package\.json)$/
+  const expected = /^(dist\/.+\.(js|d\.ts)|views\/.+\.(eta|css)|docs\/[\w-]+\.md|README\.md|LICENSE|CHANGELOG\.md|SECURITY\.md|package\.json)$/
   t.strictSame(files.filter((name) => !expected.test(name)), [], 'nothing is in it that does not belong')
   t.strictSame(files.filter((name) => /(^|\/)(test|lib|examples|bench)\/|\.test\./.test(name)), [], 'no tests, sources or examples')
 

@@ -3,7 +3,7 @@ import { ESLint } from 'eslint'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { execFile, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -12,25 +12,30 @@ import mcpOAuth from '../lib/index.js'
 import { COLUMNS } from '../lib/store/schema.js'
 import { sqliteStore } from '../lib/store/sqlite.js'
 import { connectClient, mintToken } from '../lib/testing.js'
-import { bearer, dance, folder, freePort } from './app.js'
+import { bearer, dance, folder, freePort, testApp } from './app.js'
 import { startPostgres } from './postgres.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const readme = readFileSync(join(root, 'README.md'), 'utf8')
+/** The README and the pages behind it. */
+const pages = ['README.md', ...readdirSync(join(root, 'docs')).filter((file) => file.endsWith('.md')).map((file) => `docs/${file}`)]
+const text = pages.map((file) => readFileSync(join(root, file), 'utf8')).join('\n')
 const programsIn = (text: string): string[] => [...text.matchAll(/```js\n([^]*?)```/g)].map(([, code]) => code!)
-const table = (heading: string): string[][] => readme.split(`## ${heading}\n`)[1]!.split(/\n##+ /)[0]!.split('\n')
+/** What stands below a heading, on whichever page, up to the next one. */
+const section = (heading: string): string => text.split(new RegExp(`^#+ ${heading}\\n`, 'm'))[1]!.split(/\n#+ /)[0]!
+const table = (heading: string): string[][] => section(heading).split('\n')
   .filter((line) => line.startsWith('| `')).map((line) => line.split('|').slice(1, -1).map((cell) => cell.trim()))
 
 /** A program below a heading: the first, unless another is named. */
 function programOf (heading: string, index = 0): string {
-  const program = programsIn(readme.split(`# ${heading}\n`)[1]!.split(/\n##+ /)[0]!)[index]!
+  const program = programsIn(section(heading))[index]!
   run.add(program)
   return program
 }
 
 const run = new Set<string>()
 
-/** A program of the README in a folder in which the package is installed. */
+/** A program of a page in a folder in which the package is installed. */
 function install (code: string): string {
   const project = folder()
   mkdirSync(join(project, 'node_modules'))
@@ -54,17 +59,18 @@ async function proxyOf (t: Test, issuer: string): Promise<FastifyInstance> {
   return app
 }
 
-/** Starts a program of the README on a free port and asks its route without a token. */
-async function challenge (t: Test, code: string, env: Record<string, string> = {}, port?: number): Promise<{ cwd: string, issuer: string, response: Response }> {
+/** Starts a program of a page on a free port and asks its route without a token. */
+async function challenge (t: Test, code: string, env: Record<string, string> = {}, port?: number): Promise<{ cwd: string, issuer: string, response: Response, output: () => string }> {
   const issuer = `http://localhost:${port ?? await freePort()}`
   const cwd = install(code.replaceAll('3000', new URL(issuer).port))
-  const child = spawn(process.execPath, ['server.js'], { cwd, env: { PATH: process.env.PATH, OAUTH_KEY: 'k'.repeat(43), ...env }, stdio: ['ignore', 'ignore', 'pipe'] })
+  const child = spawn(process.execPath, ['server.js'], { cwd, env: { PATH: process.env.PATH, OAUTH_KEY: 'k'.repeat(43), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
   t.teardown(() => child.kill('SIGKILL'))
-  let complaints = ''
+  let [output, complaints] = ['', '']
+  child.stdout.on('data', (chunk) => { output += String(chunk) })
   child.stderr.on('data', (chunk) => { complaints += String(chunk) })
   for (let attempt = 0; attempt < 200; attempt++) {
     try {
-      return { cwd, issuer, response: await fetch(`${issuer}/mcp`, { method: code.includes('app.post') ? 'POST' : 'GET' }) }
+      return { cwd, issuer, response: await fetch(`${issuer}/mcp`, { method: code.includes('app.post') ? 'POST' : 'GET' }), output: () => output }
     } catch {
       await new Promise((resolve) => setTimeout(resolve, 50))
     }
@@ -73,10 +79,22 @@ async function challenge (t: Test, code: string, env: Record<string, string> = {
 }
 
 t.test('the whole server in the README guards its route', async (t) => {
-  const { cwd, issuer, response } = await challenge(t, programOf('Use it in your app'))
+  const { cwd, issuer, response, output } = await challenge(t, programOf('Use it in your app'))
   t.equal(response.status, 401)
   t.equal(response.headers.get('www-authenticate'), `Bearer resource_metadata="${issuer}/.well-known/oauth-protected-resource/mcp", scope="read"`)
   t.ok(existsSync(join(cwd, 'oauth.db')), 'with the default store')
+  t.equal(output(), '')
+  t.equal((await fetch(issuer)).status, 404)
+
+  // The steps that show that it works, as they stand.
+  const [first, second] = section('Use it in your app').match(/^curl .*$/gm)!
+  const curl = async (line: string): Promise<string> => (await promisify(execFile)('sh', ['-c', line.replace('curl ', 'curl -s ').replace('localhost:3000', new URL(issuer).host)])).stdout
+  t.match(await curl(first!), /^HTTP\/1\.1 401 [^]*www-authenticate: Bearer resource_metadata=/i)
+  const page = `${issuer}${/<http:\/\/localhost:3000(.*)>/.exec(section('Use it in your app'))![1]!}`
+  const accept = { accept: 'application/json' }
+  const { ticket } = await (await fetch(page, { headers: accept })).json() as { ticket: string }
+  const { token } = await (await fetch(page, { method: 'POST', headers: accept, body: new URLSearchParams({ ticket, name: 'test', scope: 'read' }) })).json() as { token: string }
+  t.equal(await curl(second!.replace('pat_…', token)), /The answer is `(.*?)`/.exec(section('Use it in your app'))![1])
 })
 
 t.test('the MCP server in the README serves a tool to a client that was allowed to use it', async (t) => {
@@ -102,21 +120,30 @@ t.test('the two separate servers of the README work together: a token of the one
   const secret = 'a secret of both'
   const guarded = await challenge(t, filesServer!, { FILES_SECRET: secret }, files)
   t.equal(guarded.response.status, 401)
+  const ask = async (authorization: string): Promise<Response> => await fetch(`${guarded.issuer}/mcp`, { method: 'POST', headers: { authorization } })
+  t.equal((await ask('Bearer x')).status, 503, 'the other is not there yet')
   t.equal(guarded.response.headers.get('www-authenticate'), `Bearer resource_metadata="${guarded.issuer}/.well-known/oauth-protected-resource/mcp", scope="read"`)
-  const { cwd } = await challenge(t, authorizationServer!, { FILES_SECRET_HASH: createHash('sha256').update(secret).digest('base64url') }, issuer)
+  const { cwd, output: log } = await challenge(t, authorizationServer!, { FILES_SECRET_HASH: createHash('sha256').update(secret).digest('base64url') }, issuer)
 
   const app = Fastify()
   t.teardown(() => app.close())
   // A token from the same file: the server itself has no sign-in yet.
   await app.register(mcpOAuth, { issuer: `http://localhost:${issuer}`, keys: ['k'.repeat(43)], scopes: { read: 'Read' }, resources: [{ url: `${guarded.issuer}/mcp` }], store: sqliteStore({ path: join(cwd, 'oauth.db') }), currentUser: () => null, loginUrl: '/login' })
   const authorization = `Bearer ${await mintToken(app, { userId: 'bob', scopes: ['read'] })}`
-  const answer = await fetch(`${guarded.issuer}/mcp`, { method: 'POST', headers: { authorization } })
-  t.equal(await answer.text(), 'bob')
+  t.equal(await (await ask(authorization)).text(), 'bob')
+
+  for (const reason of ['token_missing', 'introspection_failed']) t.match(guarded.output(), `"reason":"${reason}"`, 'the reason is in the log')
+  const authorizing = `http://localhost:${issuer}`
+  await fetch(`${authorizing}/oauth/introspect`, { method: 'POST', headers: { authorization: `Basic ${Buffer.from('files-server:wrong').toString('base64')}` }, body: new URLSearchParams({ token: 'x' }) })
+  t.match(log(), '"reason":"client_secret_mismatch"')
 })
 
-const output = async (code: string): Promise<string> => (await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(code) })).stdout.trim()
+// A secret that is another one where it is not encoded.
+const REPORT_SECRET = 'the secret: 100%+'
+const REPORT_SECRET_HASH = createHash('sha256').update(REPORT_SECRET).digest('base64url')
+const output = async (code: string): Promise<string> => (await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(code), env: { PATH: process.env.PATH, REPORT_SECRET, REPORT_SECRET_HASH } })).stdout.trim()
 
-t.test('the small programs in the README run as they stand', async (t) => {
+t.test('the small programs in the README and its pages run as they stand', async (t) => {
   for (const [heading, said] of [['In your tests', 'alice alice'], ['Expiry and refresh', 'authorization_code,refresh_token'],
     ['Clients with secrets and keys', 'reports:write'], ['app.oauth.tokens', ''], ['Your older API keys', 'alice alice']] as const) {
     t.equal(await output(programOf(heading)), said, heading)
@@ -143,6 +170,7 @@ t.test('the audit log in the README has a line for each step of a flow, and no s
     'token.revoked code_replayed', 'code.rejected code_replayed', 'token.rejected token_revoked'
   ])
   for (const event of events) t.match(event, { at: Number, requestId: String })
+  for (const line of log.trimEnd().split('\n')) t.match(line, /^\{"at":\d+,"type":"/)
   t.match(events.find(({ type }) => type === 'token.issued'), { userId: 'alice', clientId: client, scopes: ['read'] })
   for (const secret of [token, issued, consent, codeVerifier, 'k'.repeat(43)]) t.notOk(log.includes(secret.slice(4)), 'no token, code, ticket, verifier or key')
   t.equal(statSync(join(cwd, 'audit.log')).mode & 0o077, 0, 'and nobody else may read it')
@@ -195,11 +223,11 @@ t.test('the metrics in the README are what happened', async (t) => {
   t.strictSame(points('oauth.request.failed').map(({ attributes, value }) => [attributes, value]), [[{ endpoint: 'connected_apps' }, 1]])
 })
 
-t.test('every program in the README was run above', async (t) => {
-  t.strictSame(programsIn(readme).filter((program) => !run.has(program)), [])
+t.test('every program in the README and its pages was run above', async (t) => {
+  t.strictSame(programsIn(text).filter((program) => !run.has(program)), [])
 })
 
-t.test('the README names every option, column, command, event and file there is, and no other', async (t) => {
+t.test('the README and its pages name every option, column, command, event and file there is, and no other', async (t) => {
   const source = (file: string): string => readFileSync(join(root, file), 'utf8')
   const options = [...source('lib/options.ts').matchAll(/^const NAMES.* = \[([^]*?)\]/gm)][0]![1]!.match(/\w+/g)!
   t.strictSame(table('Options').map(([name]) => name!.replaceAll('`', '')).sort(), [...options].sort())
@@ -216,18 +244,53 @@ t.test('the README names every option, column, command, event and file there is,
   const remote = source('lib/remote.ts').match(/expectNames\(options, '', \[([^\]]*)\]/)![1]!.match(/\w+/g)!
   t.strictSame(table('Separate servers').flatMap(([names]) => names!.match(/\w+/g)!).sort(), [...remote].sort())
 
-  const events = [...source('lib/events.ts').matchAll(/type: '([\w.]+)'/g)].map(([, type]) => type!)
-  const named = readme.split('### Events\n')[1]!.split('. Each has')[0]!.match(/[a-z]+\.[a-z]+/g)!
-  t.strictSame([...named].sort(), [...events].sort())
+  const events = [...source('lib/events.ts').matchAll(/\{ type: '([\w.]+)'(.*) \}$/gm)].map(([, type, fields]) => [type!, ...[...fields!.matchAll(/(\w+):/g)].map(([, field]) => field!)])
+  t.strictSame(table('Events').map(([type, fields]) => [type, fields].flatMap((cell) => cell!.match(/[\w.]+/g)!)), events)
+  t.match(source('lib/protocol/errors.ts'), /^export type Reason =$/m)
 
   const endpoints = /endpoint: (.*)/.exec(source('lib/http/metrics.ts'))![1]!.match(/\w+/g)!
-  t.strictSame(readme.split('The endpoint is ')[1]!.split('.')[0]!.match(/\w+(?=`)/g), endpoints)
+  t.strictSame(section('Metrics').split('The endpoint is ')[1]!.split('.')[0]!.match(/\w+(?=`)/g), endpoints)
 
-  for (const file of ['README.md', 'CONTRIBUTING.md', 'SECURITY.md']) {
-    for (const [, target] of source(file).matchAll(/(?:\]\(|src="|srcset=")(?!https?:|#)([^)"]+)/g)) {
-      t.ok(existsSync(resolve(root, dirname(file), target!)), `${file}: ${target}`)
+  const headings = (file: string): string[] => [...readFileSync(file, 'utf8').matchAll(/^#+ (.*)$/gm)].map(([, heading]) => heading!.toLowerCase().replace(/[^\w -]/g, '').replaceAll(' ', '-'))
+  for (const file of [...pages, 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md']) {
+    for (const [, target, anchor] of source(file).matchAll(/(?:\]\(|src="|srcset=")(?!https?:)([^)"#]*)(?:#([^)"]+))?/g)) {
+      const path = target === '' ? join(root, file) : resolve(root, dirname(file), target!)
+      t.ok(existsSync(path), `${file}: ${target}`)
+      if (anchor !== undefined) t.ok(headings(path).includes(anchor), `${file}: ${target}#${anchor}`)
     }
   }
+  const all = pages.flatMap((file) => headings(join(root, file)))
+  t.strictSame(all.filter((heading, index) => all.indexOf(heading) !== index), [], 'and no heading is there twice, or the tests would read one and not the other')
+})
+
+t.test('connected apps in JSON have the fields of their page, and take its forms', async (t) => {
+  const headers = { 'x-user': 'alice', accept: 'application/json' }
+  const app = await testApp(t)
+  const { clientId } = await connectClient(app, { headers })
+  await app.oauth.tokens.create({ userId: 'alice', name: 'script', scopes: ['read'] })
+  const names = (cell: string): string[] => cell.match(/(?<=`)\w+(?=`)/g)!
+  const list = async () => (await app.inject({ url: '/my/connected_apps', headers })).json<{ ticket: string, apps: object[], personalTokens: Array<{ grantId: string }> }>()
+
+  const answer = await list()
+  const fields = table('What GET answers')
+  t.strictSame(fields.map(([name]) => names(name!)[0]), Object.keys(answer))
+  t.strictSame(names(fields[1]![1]!), Object.keys(answer.apps[0]!))
+  t.strictSame(names(fields[2]![1]!), Object.keys(answer.personalTokens[0]!))
+
+  const values = [[clientId], [answer.personalTokens[0]!.grantId], ['another', 'read', '30']]
+  for (const [index, [fields, , status, shown]] of table('What POST takes').entries()) {
+    const form = new URLSearchParams(Object.fromEntries(names(fields!).map((name, which) => [name, values[index]![which]!])))
+    form.set('ticket', answer.ticket)
+    const post = { method: 'POST', url: '/my/connected_apps', headers: { ...headers, 'content-type': 'application/x-www-form-urlencoded' }, payload: form.toString() } as const
+    const made = await app.inject(post)
+    t.equal(String(made.statusCode), status, fields!)
+    t.strictSame(Object.keys(made.json<object>()), shown!.match(/\w+/g)!.filter((word) => word !== 'true'))
+    t.equal((await app.inject(post)).statusCode, index === 2 ? 409 : 404, 'and again')
+    t.equal((await app.inject({ ...post, payload: '' })).statusCode, 403, 'without a ticket')
+    t.equal((await app.inject({ ...post, headers: { ...post.headers, 'x-user': '' } })).statusCode, 403, 'without a user')
+    t.equal((await app.inject({ ...post, payload: `ticket=${answer.ticket}` })).statusCode, 400, 'with the ticket alone')
+  }
+  t.equal((await app.inject({ url: '/my/connected_apps', headers: { accept: headers.accept } })).statusCode, 401)
 })
 
 t.test('the test command of the README is the one that CI runs', async (t) => {
