@@ -153,17 +153,39 @@ async function discover (issuer: string): Promise<string> {
 
 /** A JSON object. What else came is not quoted, for the log: it may repeat the token or the secret. */
 async function ask (url: string, init?: RequestInit): Promise<Record<string, unknown>> {
-  const response = await fetch(url, { ...init, redirect: 'error', signal: AbortSignal.timeout(TIMEOUT) })
-  let text = ''
-  // Counted once unpacked: two megabytes of gzip can be two gigabytes.
-  for await (const chunk of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
-    text += chunk
-    if (text.length > MAX_ANSWER) throw new Error(`${url} answered with over ${MAX_ANSWER} characters`)
+  const aborted = new AbortController()
+  let reader: ReadableStreamDefaultReader<string> | undefined
+  let timer: NodeJS.Timeout | undefined
+  // Not the signal alone: once the answer has begun, garbage collection may take away what links it to the fetch.
+  const late = new Promise<never>((_resolve, reject) => {
+    timer = setTimeout(() => {
+      reject(new Error(`timeout: no whole answer from ${url} within ${TIMEOUT} ms`))
+      aborted.abort()
+      reader?.cancel().catch(() => {})
+    }, TIMEOUT)
+  })
+  const answer = async (): Promise<Record<string, unknown>> => {
+    const response = await fetch(url, { ...init, redirect: 'error', signal: aborted.signal })
+    let text = ''
+    reader = response.body?.pipeThrough(new TextDecoderStream()).getReader()
+    for (let part = await reader?.read(); part?.done === false; part = await reader!.read()) {
+      text += part.value
+      // Counted once unpacked: two megabytes of gzip can be two gigabytes.
+      if (text.length > MAX_ANSWER) {
+        aborted.abort()
+        throw new Error(`${url} answered with over ${MAX_ANSWER} characters`)
+      }
+    }
+    if (!response.ok) throw new Error(`${url} answered ${response.status}${response.status === 401 ? ': are clientId and clientSecret right?' : ''}`)
+    const body = parseJson(text)
+    if (!isObject(body)) throw new Error(`${url} answered something else than a JSON object`)
+    return body
   }
-  if (!response.ok) throw new Error(`${url} answered ${response.status}${response.status === 401 ? ': are clientId and clientSecret right?' : ''}`)
-  const body = parseJson(text)
-  if (!isObject(body)) throw new Error(`${url} answered something else than a JSON object`)
-  return body
+  try {
+    return await Promise.race([answer(), late])
+  } finally {
+    clearTimeout(timer)
+  }
 }
 
 /** An `exp` that is no number would never come. */

@@ -5,6 +5,8 @@ import { createServer, request as httpRequest, type IncomingMessage, type Server
 import { join } from 'node:path'
 import { performance } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import t, { type Test } from 'tap'
 import mcpOAuth, { StoreUnavailableError, type AuditEvent, type McpOAuthOptions } from '../lib/index.js'
 import remoteGuard, { type RemoteGuardOptions } from '../lib/remote.js'
@@ -561,6 +563,10 @@ t.test('an authorization server that fails is 503 with Retry-After, never 401; t
 })
 
 t.test('an authorization server that does not answer is 503 after five seconds, whether it is silent from the start or halfway', async (t) => {
+  // fetch() forgets its signal once the answer has begun, if garbage is collected meanwhile: so it is, here.
+  setFlagsFromString('--expose-gc')
+  const collecting = setInterval(runInNewContext('gc') as () => void, 100)
+  t.teardown(() => clearInterval(collecting))
   await Promise.all([
     async () => await timed((foreign) => { foreign.introspection = () => {} }),
     async () => await timed((foreign) => { foreign.introspection = (_request, response) => { response.write('{"active":true') } }),
