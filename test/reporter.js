@@ -24,7 +24,7 @@ export default class Reporter extends Transform {
     const totals = line.match(/^# \{(.*)\}$/)
     if (totals !== null) {
       for (const [, name, count] of totals[1].matchAll(/(\w+): (\d+)/g)) this.#totals[name] = Number(count)
-    } else if (!/^\s+ok |^\s*# Subtest|^\s*\d+\.\.\d+|^\s*$|^TAP version|^\s*# time|^# No coverage/.test(line) || /# (SKIP|TODO)/i.test(line)) {
+    } else if (!/^\s+ok |^\s*# Subtest|^\s*\d+\.\.\d+|^\s*$|^TAP version|^\s*# time|^# No coverage/.test(line) || / # [A-Z]{4}\b/.test(line)) {
       this.push(line + '\n')
     }
   }

@@ -1,7 +1,8 @@
 // @ts-check
-import { McpServer, createMcpHandler, localhostAllowedHostnames, validateHostHeader, validateOriginHeader } from '@modelcontextprotocol/server'
+import { McpServer, createMcpHandler } from '@modelcontextprotocol/server'
 import { toWebRequest } from '@modelcontextprotocol/node'
 import * as z from 'zod'
+import { refuseForeignHosts } from './hosts.js'
 
 /** The scope that each tool needs beyond `read`. */
 const TOOL_SCOPES = new Map([['add_note', 'write']])
@@ -14,14 +15,7 @@ const TOOL_SCOPES = new Map([['add_note', 'write']])
  */
 export async function mcpEndpoint (app, { issuer, notes }) {
   const mcp = createMcpHandler(({ authInfo }) => notesServer(notes, String(authInfo?.extra?.userId)))
-  const hosts = [...localhostAllowedHostnames(), new URL(issuer).hostname]
-
-  // A web page must not reach this server through the user's browser by pointing its own name at it (DNS rebinding).
-  app.addHook('onRequest', (request, reply, done) => {
-    const checks = [validateHostHeader(request.headers.host, hosts), validateOriginHeader(request.headers.origin, hosts)]
-    if (checks.every(({ ok }) => ok)) done()
-    else reply.code(403).send({ error: 'forbidden host or origin' })
-  })
+  refuseForeignHosts(app, issuer)
 
   app.route({
     method: ['GET', 'POST', 'DELETE'],

@@ -1,9 +1,10 @@
 // @ts-check
 import { toWebRequest } from '@modelcontextprotocol/node'
-import { McpServer, createMcpHandler, localhostAllowedHostnames, validateHostHeader, validateOriginHeader } from '@modelcontextprotocol/server'
+import { McpServer, createMcpHandler } from '@modelcontextprotocol/server'
 import Fastify from 'fastify'
 import remoteGuard from 'fastify-mcp-oauth/remote'
 import * as z from 'zod'
+import { refuseForeignHosts } from '../mcp-server/hosts.js'
 import { secret } from '../mcp-server/secret.js'
 import { DATA_DIR, FILES, ISSUER } from './addresses.js'
 
@@ -18,13 +19,7 @@ await app.register(remoteGuard, {
   scopes: ['read', 'write']
 })
 
-// A web page must not reach this server through the user's browser by pointing its own name at it (DNS rebinding).
-const hosts = [...localhostAllowedHostnames(), new URL(FILES).hostname]
-app.addHook('onRequest', (request, reply, done) => {
-  const checks = [validateHostHeader(request.headers.host, hosts), validateOriginHeader(request.headers.origin, hosts)]
-  if (checks.every(({ ok }) => ok)) done()
-  else reply.code(403).send({ error: 'forbidden host or origin' })
-})
+refuseForeignHosts(app, FILES)
 
 app.route({
   method: ['GET', 'POST', 'DELETE'],

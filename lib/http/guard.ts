@@ -97,10 +97,11 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
     const invalidToken = new OAuthError('invalid_token', 'A valid access token is needed.', { reason: 'token_unknown' })
     const invalid = formatChallenge({ error: 'invalid_token', error_description: 'The access token is invalid.', ...challenge })
 
-    const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, { userId, clientId, grantId }: Partial<Grant> = {}): void => {
+    const refuseToken = (request: FastifyRequest, reply: FastifyReply, reason: Reason, { userId, clientId, grantId }: Partial<Grant> = {}): false => {
       emit(request, { type: 'token.rejected', reason, userId: userId ?? null, clientId: clientId ?? null, grantId: grantId ?? null })
       reply.header('www-authenticate', reason === 'token_missing' ? missing : invalid)
       sendJsonError(reply, invalidToken)
+      return false
     }
 
     const refuseScope = (reply: FastifyReply, grant: Grant, scopes: readonly string[]): OAuthError => {
@@ -131,15 +132,9 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
 
       const token = bearerToken(request.headers.authorization)
       try {
-        if (token === '') {
-          refuseToken(request, reply, 'token_missing')
-          return false
-        }
+        if (token === '') return refuseToken(request, reply, 'token_missing')
         const { grant, reason } = await verify(token, resources, request, Date.now())
-        if (grant === undefined || reason !== undefined) {
-          refuseToken(request, reply, reason ?? 'token_unknown', grant)
-          return false
-        }
+        if (grant === undefined || reason !== undefined) return refuseToken(request, reply, reason ?? 'token_unknown', grant)
         if (!hasScopes(grant, needed)) {
           sendJsonError(reply, refuseScope(reply, grant, needed))
           return false
