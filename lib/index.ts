@@ -3,6 +3,7 @@ export type { McpOAuthOptions, EndpointLimit, FallbackGrant, RateLimits, Resourc
 export type { McpOAuth } from './fastify.js'
 export type { AuditEvent } from './events.js'
 export type { ConfiguredClient, ConfiguredClients } from './clients/configured.js'
+export type { ClientIdMetadata } from './clients/metadata-document.js'
 export type { CreateTokenOptions, ListedGrant, TokenStats, Tokens } from './grants/tokens.js'
 export type { Measurement } from './http/metrics.js'
 export type { AuthInfo, Guard, ProtectOptions, RequestGrant } from './http/guard.js'

@@ -4,6 +4,7 @@ import { statSync } from 'node:fs'
 import { isAbsolute } from 'node:path'
 import { createClientFinder, type Client } from './clients/client.js'
 import { configuredClients, expectRedirectUris, type ConfiguredClients } from './clients/configured.js'
+import { metadataClients, parseClientIdMetadata, type ClientIdMetadata } from './clients/metadata-document.js'
 import { registeredClients, type ClientIdPayload } from './clients/registered.js'
 import { createEmit, type AuditEvent } from './events.js'
 import { expect, expectFunctions, expectNames, expectUrl, isPath, namesAmong } from './expect.js'
@@ -95,6 +96,8 @@ export interface McpOAuthOptions {
   idleLifetime?: number | null
   /** Dynamic registration. Loopback redirect URIs may register, and the exact ones listed here. Default enabled. */
   registration?: { enabled?: boolean, redirectUris?: readonly string[] }
+  /** Clients whose id is the https URL of their metadata: claude.ai, ChatGPT and other hosted ones. Default true: of any public host. */
+  clientIdMetadata?: boolean | ClientIdMetadata
   /** Clients you register by hand. Default none. */
   clients?: ConfiguredClients
   /** The page on which users disconnect apps. Default `{ path: '/my/connected_apps' }`; false leaves it out. */
@@ -122,7 +125,7 @@ export type Settings = Awaited<ReturnType<typeof resolveOptions>>
 const YEAR = 365 * 24 * 60 * 60
 
 const NAMES: ReadonlyArray<keyof McpOAuthOptions> = ['issuer', 'keys', 'scopes', 'currentUser', 'loginUrl', 'store', 'resources', 'codeLifetime',
-  'accessTokenLifetime', 'refreshTokenLifetime', 'refreshGrace', 'idleLifetime', 'registration', 'clients', 'connectedApps', 'rateLimit', 'views',
+  'accessTokenLifetime', 'refreshTokenLifetime', 'refreshGrace', 'idleLifetime', 'registration', 'clientIdMetadata', 'clients', 'connectedApps', 'rateLimit', 'views',
   'rootAliases', 'findUser', 'userinfo', 'fallbackToken', 'onEvent']
 
 /**
@@ -140,6 +143,7 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   const clientIds = await createSigner<ClientIdPayload>(keys, 'client')
   const configured = configuredClients(options.clients, { scopes, resources })
   const registration = parseRegistration(options.registration)
+  const clientIdMetadata = parseClientIdMetadata(options.clientIdMetadata)
   const { currentUser, loginUrl, codeLifetime = 60, rootAliases = false, views, findUser, userinfo, fallbackToken, onEvent } = options
 
   expect(typeof currentUser === 'function', 'currentUser', 'a function (request) => user or null', currentUser)
@@ -156,6 +160,10 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   const some = (is: (client: Client) => boolean): boolean => configured.clients?.some(is) ?? true
   const hasClientCredentials = some((client) => client.scopes !== undefined)
   const hasIntrospection = some((client) => client.introspects !== undefined)
+  const configuredMethods = [
+    ...(some(({ secretHashes }) => secretHashes !== undefined) ? ['client_secret_basic', 'client_secret_post'] : []),
+    ...(some(({ publicKey }) => publicKey !== undefined) ? ['private_key_jwt'] : [])
+  ]
   const lifetimes = parseLifetimes(options)
   const userGrantTypes = lifetimes.refreshTokenLifetime === null ? ['authorization_code'] : ['authorization_code', 'refresh_token']
 
@@ -182,14 +190,14 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     grantTypes: hasClientCredentials ? [...userGrantTypes, 'client_credentials'] : userGrantTypes,
     /** Those that dynamic clients may have. */
     userGrantTypes,
-    clientAuthenticationMethods: [
-      // Always: whoever registered before registration was turned off is still known by its id.
-      'none',
-      ...(some(({ secretHashes }) => secretHashes !== undefined) ? ['client_secret_basic', 'client_secret_post'] : []),
-      ...(some(({ publicKey }) => publicKey !== undefined) ? ['private_key_jwt'] : [])
-    ],
+    // `none` always: whoever registered before registration was turned off is still known by its id.
+    clientAuthenticationMethods: [...new Set(['none', ...configuredMethods, ...(clientIdMetadata === null ? [] : ['private_key_jwt'])])],
+    /** Those of clients that the app has named, which are the only ones that may introspect. */
+    configuredMethods,
     refreshKeys: keys.map((key): Uint8Array => deriveKey(key, 'refresh', 32)),
     registration,
+    /** Whether an https URL may be a client's id. */
+    clientIdMetadata: clientIdMetadata !== null,
     rateLimit: parseRateLimit(options.rateLimit),
     rootAliases,
     views,
@@ -199,7 +207,11 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     userinfo,
     fallbackToken,
     store: parseStore(options.store),
-    findClient: createClientFinder([configured.find, registeredClients(clientIds)]),
+    findClient: createClientFinder([
+      configured.find,
+      registeredClients(clientIds),
+      ...(clientIdMetadata === null ? [] : [metadataClients({ ...clientIdMetadata, grantTypes: userGrantTypes })])
+    ]),
     codes: await createSealer<AuthorizationCode>(keys, 'code'),
     consentTickets: await createSealer<ConsentTicket>(keys, 'consent'),
     pageTickets: await createSealer<PageTicket>(keys, 'page'),

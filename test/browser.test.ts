@@ -9,6 +9,7 @@ import type { McpOAuthOptions } from '../lib/index.js'
 import { freePort, pkce, testApp } from './app.js'
 import { axe, startChromium } from './chromium.js'
 import { Browser, MCP_HEADERS, callMcp, callTool, startExample } from './example.js'
+import { Network, PUBLIC } from './network.js'
 import type { BrowserContextOptions, CDPSession, Page } from './programs/node_modules/playwright-core/index.js'
 
 // What only a real browser shows. Nothing here is a stand-in: the example runs as its users start it, the clients are
@@ -216,6 +217,16 @@ async function outOfBounds (cdp: CDPSession): Promise<string[]> {
     }
     return [...new Set(found)]
   })()`)
+}
+
+/** Nothing reaches beyond its box on the smallest phones. */
+async function fits (t: Test, page: Page, name: string): Promise<void> {
+  const cdp = await page.context().newCDPSession(page)
+  for (const width of [320, 390]) {
+    await page.setViewportSize({ width, height: 640 })
+    t.strictSame(await outOfBounds(cdp), [], `${name}, ${width} px`)
+  }
+  await cdp.detach()
 }
 
 /** For the README, where asked for. */
@@ -465,6 +476,123 @@ t.test('a personal token is copied once from the page, works, and is revoked; a 
   t.equal(await entry.count(), 0)
 })
 
+// --- Clients whose id is the URL at which their host says what they are
+
+/** What the host of such a client says of it. */
+function publish (network: Network, id: string, name: string, ...redirectUris: string[]): string {
+  return network.publish(id, { client_id: id, client_name: name, redirect_uris: redirectUris })
+}
+
+t.test('a web site that is a client is named by its host, and gets the code or what it did wrong only where the user goes there', async (t) => {
+  const { page, expect } = await person(t, { ignoreHTTPSErrors: true })
+  const network = await Network.start(t)
+  const web = await listen(t, { name: 'app.localhost', tls: true })
+  const { host } = new URL(web.url)
+  const callback = `${web.url}/callback`
+  const id = publish(network, `${web.url}/client.json`, 'Hosted <b>notes</b>', callback)
+  const origin = await site(t, { clientIdMetadata: { agent: network } })
+  const { authorizationUrl, token } = await client(callback, { origin, id })
+
+  await page.goto(authorizationUrl())
+  t.equal(await page.locator('h1').innerText(), 'Allow Hosted <b>notes</b> to use Notes?')
+  t.strictSame(await page.locator('#caution strong').allInnerTexts(), [host], 'what is certain stands out from what is claimed')
+  t.match(await page.locator('main').innerText(), /calls itself Hosted <b>notes<\/b>\.[^]*Signed in as\s+Alice\s+Access goes to\s+app\.localhost:\d+\n/)
+  t.equal(await allow(page).getAttribute('aria-describedby'), 'caution')
+  await inspect(t, page, 'consent for a web site')
+  t.match(await token(await leave(page, 'Allow', callback)), { scope: 'read write' })
+  await page.goto(authorizationUrl())
+  t.match(await leave(page, 'Deny', callback), /error=access_denied/)
+
+  expect(/status of 400/)
+  web.requests.length = 0
+  await page.goto(authorizationUrl({ code_challenge_method: 'plain' }))
+  await inspect(t, page, 'a mistake of a web site')
+  t.equal(web.requests.length, 0)
+  const link = page.getByRole('link', { name: 'Go back to app.localhost' })
+  await page.keyboard.press('Tab')
+  t.ok(await link.evaluate((element) => element.matches(':focus-visible')), 'there is nothing else to press')
+  await Promise.all([page.waitForURL(`${callback}?**`), page.keyboard.press('Enter')])
+  t.match(Object.fromEntries(new URL(page.url()).searchParams), { error: 'invalid_request', state: /^state /, iss: origin })
+  t.match([web.requests.length, web.requests[0]!.headers.referer], [1, undefined])
+})
+
+t.test('a program that gives the URL of a web site for its id is not taken for what is there', async (t) => {
+  const { page } = await person(t)
+  const network = await Network.start(t)
+  const id = publish(network, 'https://claude.ai/oauth/claude-code-client-metadata', 'Claude Code', 'http://localhost/callback', 'http://127.0.0.1/callback')
+  const origin = await site(t, { clientIdMetadata: { agent: network } })
+  const program = await listen(t, { host: 'localhost' })
+  const { authorizationUrl, token } = await client(`${program.url}/callback`, { origin, id })
+  await page.goto(authorizationUrl())
+  t.equal(await page.locator('h1').innerText(), 'Allow Claude Code to use Notes?')
+  t.match(await page.locator('main').innerText(), /This app says that it is Claude Code from claude\.ai\. Any app can say that\.[^]*Access goes to\s+a program on this computer/)
+  t.strictSame(await page.locator('#caution strong').allInnerTexts(), ['Not verified.'])
+  await inspect(t, page, 'consent for a program with a URL')
+  t.match(await token(await leave(page, 'Allow', program.url)), { scope: 'read write' })
+})
+
+t.test('what keeps a client from being looked up is told on a page, with what its user can do', async (t) => {
+  const { page, expect } = await person(t)
+  const network = await Network.start(t)
+  network.names.set('gone.client.example', ['ENOTFOUND'])
+  network.names.set('client.example', [[PUBLIC]])
+  const [origin, picky] = [await site(t, { clientIdMetadata: { agent: network } }), await site(t, { clientIdMetadata: { agent: network, allowHosts: ['claude.ai'] } })]
+  const go = async (at: string, id: string): Promise<string> => {
+    await page.goto((await client('https://client.example/callback', { origin: at, id })).authorizationUrl())
+    t.equal(await page.getByRole('heading').innerText(), 'That did not work')
+    t.equal(await page.locator('form, a').count(), 0, 'there is nothing to press')
+    return await page.locator('main').innerText()
+  }
+  expect(/status of 503/)
+  t.match(await go(origin, 'https://gone.client.example/client.json'), /could not ask gone\.client\.example[^]*Try again in a minute/)
+  await inspect(t, page, 'a host that could not be asked')
+  expect(/status of 400/)
+  t.match(await go(origin, 'https://client.example/none.json'), /What client\.example says about this app cannot be used\.[^]*the makers of the app/)
+  await inspect(t, page, 'a document that cannot be used')
+  t.match(await go(picky, 'https://client.example/none.json'), /Apps of client\.example may not connect here\./)
+  await inspect(t, page, 'a host that is not allowed')
+  expect(/status of 429/)
+  for (let count = 2; count < 10; count++) await go(origin, `https://client.example/${count}.json`)
+  t.match(await go(origin, 'https://client.example/11.json'), /looked up[^]*Wait a minute/)
+  await inspect(t, page, 'too many apps looked up')
+})
+
+t.test('connected apps of one host stand together, and each is disconnected by itself', async (t) => {
+  const { page } = await person(t)
+  const network = await Network.start(t)
+  const origin = await site(t, { clientIdMetadata: { agent: network } })
+  const user = new Browser({ url: origin }, 'alice')
+  const redirectUris = ['http://localhost:8123/callback', 'https://claude.ai/api/mcp/auth_callback'] as const
+  const token = async (redirectUri: string, options: { id?: string, name?: string }): Promise<string> => {
+    const { authorizationUrl, token } = await client(redirectUri, { origin, ...options })
+    return (await token((await user.authorize(authorizationUrl())).href)).token
+  }
+  const tokens = [
+    await token(redirectUris[0], { id: publish(network, 'https://claude.ai/oauth/claude-code-client-metadata', 'Claude Code', 'http://localhost/callback') }),
+    await token(redirectUris[0], { name: 'Notes for Emacs' }),
+    await token(redirectUris[1], { id: publish(network, 'https://claude.ai/oauth/mcp-oauth-client-metadata', 'Claude', redirectUris[1]) })
+  ]
+  const statuses = async (): Promise<number[]> => await Promise.all(tokens.map(async (token) => (await callMcp(`${origin}/mcp`, token, 'ping')).status))
+  t.strictSame(await statuses(), [200, 200, 200])
+
+  await page.goto(`${origin}/my/connected_apps`)
+  const cards = page.locator('main > .cards > li')
+  const names = async (): Promise<string[][]> => await Promise.all((await cards.all()).map(async (card) => await card.getByRole('heading').allInnerTexts()))
+  t.strictSame(await names(), [['Claude Code', 'Claude'], ['Notes for Emacs']])
+  t.match(await cards.first().innerText(), /^From claude\.ai\s+Claude Code\s+A program on your computer\s[^]*Disconnect\s+Claude\s+An app on the web\s/)
+  t.equal((await cards.first().innerText()).split('claude.ai').length, 2, 'the host is named once')
+  await inspect(t, page, 'connected apps of one host')
+
+  await page.getByRole('button', { name: 'Disconnect Claude', exact: true }).click()
+  await page.getByRole('status').waitFor()
+  t.strictSame(await names(), [['Claude Code'], ['Notes for Emacs']])
+  t.strictSame(await statuses(), [200, 200, 401])
+  await page.getByRole('button', { name: 'Disconnect Claude Code' }).click()
+  await page.getByRole('heading', { name: 'Claude Code' }).waitFor({ state: 'detached' })
+  t.strictSame(await names(), [['Notes for Emacs']])
+  t.strictSame(await statuses(), [401, 200, 401])
+})
+
 // --- Ways in
 
 t.test('the keyboard is enough, shows where it is, and Enter on a checkbox allows nothing', async (t) => {
@@ -559,14 +687,9 @@ t.test('names stay in their boxes on the smallest phone, and stay text', async (
     const origin = await site(t, { userName: name, resources: [{ path: '/mcp', name: resource }], scopes: { read: `Read ${name}`, write: `Change ${name}` } })
     const { authorizationUrl, token } = await client(`${program.url}/callback`, { origin, name })
     const look = async (what: string, times: number): Promise<void> => {
-      const cdp = await page.context().newCDPSession(page)
-      for (const width of [320, 390]) {
-        await page.setViewportSize({ width, height: 640 })
-        t.strictSame(await outOfBounds(cdp), [], `${what}, ${width} px: ${name}`)
-      }
+      await fits(t, page, `${what}: ${name}`)
       t.ok((await page.locator('body').innerText()).split(name).length > times, `${what}: ${name}`)
       t.equal(await page.locator('img, h1 h1').count(), 0)
-      await cdp.detach()
     }
     await page.goto(authorizationUrl())
     await look('consent', 5)
@@ -577,6 +700,37 @@ t.test('names stay in their boxes on the smallest phone, and stay text', async (
     await page.getByLabel('Your new token').waitFor()
     await look('connected apps', 7)
   }
+})
+
+t.test('a host and a client id as long as they come stay in their boxes', async (t) => {
+  const { page, expect } = await person(t)
+  const network = await Network.start(t)
+  const host = [...[63, 63, 57].map((length) => 'w'.repeat(length)), 'client.example'].join('.')
+  t.equal(host.length, 200)
+  const ids = ['a', 'b'].map((letter) => `https://${host}/${letter.repeat(2048 - `https://${host}/`.length)}`)
+  const redirectUris = [`https://${host}/callback`, 'http://localhost/callback']
+  for (const id of ids) publish(network, id, 'W'.repeat(100), ...redirectUris)
+  const [origin, picky] = [await site(t, { clientIdMetadata: { agent: network } }), await site(t, { clientIdMetadata: { agent: network, allowHosts: ['claude.ai'] } })]
+  const see = async (what: string, url: string): Promise<void> => {
+    await page.goto(url)
+    t.match((await page.locator('main').innerText()).replace(/\s/g, ''), host, what)
+    await fits(t, page, what)
+  }
+  for (const id of ids) {
+    for (const redirectUri of redirectUris) {
+      const { authorizationUrl, token } = await client(redirectUri, { origin, id })
+      await see(`consent, to ${redirectUri}`, authorizationUrl())
+      await token((await new Browser({ url: origin }, 'alice').authorize(authorizationUrl())).href)
+    }
+  }
+  await see('connected apps', `${origin}/my/connected_apps`)
+  expect(/status of 400/, /status of 503/)
+  const { authorizationUrl } = await client(redirectUris[0]!, { origin, id: ids[0]! })
+  await see('a mistake of a web site', authorizationUrl({ code_challenge_method: 'plain' }))
+  await see('a document that cannot be used', authorizationUrl({ client_id: `https://${host}/none.json` }))
+  network.names.set(host, ['ENOTFOUND'])
+  await see('a host that could not be asked', authorizationUrl({ client_id: `https://${host}/other.json` }))
+  await see('a host that is not allowed', authorizationUrl().replace(origin, picky))
 })
 
 t.test('an error is a page that says what to do', async (t) => {

@@ -1,9 +1,15 @@
 import { Client as ClientV2, InsufficientScopeError, StreamableHTTPClientTransport as TransportV2 } from '@modelcontextprotocol/client'
+import cookie from '@fastify/cookie'
+import formbody from '@fastify/formbody'
+import Fastify, { type FastifyPluginAsync } from 'fastify'
 import * as oauth from 'oauth4webapi'
 import * as openidClient from 'openid-client'
 import { createHash, randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
+import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../lib/index.js'
+import { folder, freePort, testOptions } from './app.js'
 import { Browser, callMcp, callTool, mcpResult, startExample, type Decision } from './example.js'
+import { Network } from './network.js'
 import { SDKS } from './sdk.js'
 
 // Real clients against the real example, over HTTP. Rate limits are off: what a minute of tests does, no user does.
@@ -185,6 +191,82 @@ for (const sdk of SDKS) {
       await t.rejects(denied.finishAuth(callback))
       t.equal(provider.tokens(), undefined)
     })
+  })
+}
+
+/** The example again, put together here: the same sign-in and the same tools, and in a network in which clients have hosts. */
+async function startInNetwork (t: Test, network: Network): Promise<{ url: string, events: AuditEvent[] }> {
+  const example = async <T>(file: string): Promise<T> => await import(new URL(`../examples/mcp-server/${file}`, import.meta.url).href) as T
+  const { signIn, signedInUser } = await example<{ signIn: FastifyPluginAsync, signedInUser: McpOAuthOptions['currentUser'] }>('sign-in.js')
+  const { mcpEndpoint } = await example<{ mcpEndpoint: FastifyPluginAsync<{ issuer: string, notes: object }> }>('mcp.js')
+  const { openNotes } = await example<{ openNotes: (dataDir: string) => object }>('notes.js')
+
+  const port = await freePort()
+  const issuer = `http://localhost:${port}`
+  const events: AuditEvent[] = []
+  const app = Fastify({ forceCloseConnections: true })
+  t.teardown(async () => await app.close())
+  await app.register(cookie, { secret: 'a secret of the tests' })
+  await app.register(formbody)
+  await app.register(signIn)
+  await app.register(mcpOAuth, testOptions({ issuer, currentUser: signedInUser, clientIdMetadata: { agent: network }, onEvent: (event) => events.push(event) }))
+  await app.register(mcpEndpoint, { issuer, notes: openNotes(folder()) })
+  await app.listen({ port, host: 'localhost' })
+  return { url: issuer, events }
+}
+
+for (const sdk of SDKS) {
+  t.test(`${sdk.name} that is known by the URL of its metadata does not register: it connects, steps up, comes back after a disconnect, and is one entry`, async (t) => {
+    const network = await Network.start(t)
+    const id = network.publish('https://client.example/oauth/client.json', {
+      client_id: 'https://client.example/oauth/client.json', client_name: sdk.name, redirect_uris: ['http://localhost/callback'], token_endpoint_auth_method: 'none'
+    })
+    const server = await startInNetwork(t, network)
+    const url = `${server.url}/mcp`
+    const alice = new Browser(server, 'alice')
+
+    /** Lets a session that was refused send its user to the consent page, and answers what it asked for there. */
+    const consent = async (t: Test, session: ReturnType<typeof sdk.session>, provider: ReturnType<typeof sdk.provider>): Promise<string[]> => {
+      const sent = provider.authorizationUrl!.searchParams
+      t.strictSame([sent.get('client_id'), sent.get('redirect_uri')], [id, 'http://localhost:8090/callback'], 'the document has no port')
+      const { asked, callback } = await provider.askUser(alice)
+      await session.finishAuth(callback)
+      return asked
+    }
+    /** A new installation, connected. */
+    const logIn = async (t: Test) => {
+      const provider = sdk.provider(id)
+      const first = sdk.session(url, provider)
+      await refusal(t, first.connect(), sdk.Unauthorized)
+      t.strictSame(await consent(t, first, provider), ['read'])
+      await first.close()
+      const session = sdk.session(url, provider)
+      t.teardown(async () => await session.close())
+      await session.connect()
+      return { provider, session }
+    }
+
+    const { provider, session } = await logIn(t)
+    t.equal(await session.call('list_notes'), 'There are no notes yet.')
+    const { access_token: readOnly } = provider.tokens()!
+    t.equal((await callMcp(url, readOnly, 'tools/call', { name: 'add_note', arguments: { text: 'no' } })).status, 403)
+    await refusal(t, session.call('add_note', { text: 'no' }), sdk.Unauthorized)
+    t.strictSame(await consent(t, session, provider), ['read', 'write'])
+    t.equal(await session.call('add_note', { text: `by ${sdk.name}` }), 'Added.')
+
+    t.match(await alice.disconnect(id), /Disconnected/)
+    t.strictSame((await alice.connectedApps()).apps, [])
+    t.equal((await callMcp(url, readOnly, 'tools/list')).status, 401)
+    await refusal(t, session.call('list_notes'), sdk.Unauthorized)
+    t.strictSame(await consent(t, session, provider), ['read'])
+    t.equal(await session.call('list_notes'), `- by ${sdk.name}`)
+
+    const again = await logIn(t)
+    for (const either of [session, again.session]) t.strictSame((await either.listTools()).sort(), ['add_note', 'list_notes'])
+    t.match((await alice.connectedApps()).apps, [{ clientId: id, name: sdk.name, vouchedForBy: 'client.example', connections: 2 }])
+    t.equal((await alice.connectedApps()).apps.length, 1)
+    t.strictSame(server.events.filter(({ type }) => type === 'client.registered'), [])
+    t.strictSame(network.asked, [id], 'and its host was asked once')
   })
 }
 

@@ -349,16 +349,21 @@ t.test('the metadata name the methods and grants that some client may use, and n
     ['keys', { clients: [service] }, ['none', 'private_key_jwt'], ['private_key_jwt']],
     ['a secret, and no registration', { clients: [web], registration: { enabled: false } }, ['none', ...secrets], secrets],
     ['keys without introspects', { clients: [CLIENTS[3]!] }, ['none', 'private_key_jwt'], undefined],
-    ['a look-up', { clients: () => null }, all, [...secrets, 'private_key_jwt']]
+    ['a look-up', { clients: () => null }, all, [...secrets, 'private_key_jwt']],
+    ['clients with URLs', { clients: [], clientIdMetadata: undefined }, ['none', 'private_key_jwt'], undefined],
+    ['a secret, and clients with URLs', { clients: [web], clientIdMetadata: undefined }, all, secrets],
+    ['keys, and clients with URLs', { clients: [service], clientIdMetadata: undefined }, ['none', 'private_key_jwt'], ['private_key_jwt']]
   ] as Array<[string, Partial<McpOAuthOptions>, string[], string[] | undefined]>) {
-    const app = await testApp(t, options)
+    const app = await testApp(t, { clientIdMetadata: false, ...options })
     const metadata = (await app.inject('/.well-known/oauth-authorization-server')).json<Record<string, unknown>>()
-    const signing = methods.includes('private_key_jwt') ? ['ES256', 'ES384', 'PS256', 'RS256', 'EdDSA', 'Ed25519'] : undefined
+    const signingOf = (methods: string[] | undefined) => methods?.includes('private_key_jwt') === true ? ['ES256', 'ES384', 'PS256', 'RS256', 'EdDSA', 'Ed25519'] : undefined
+    const signing = signingOf(methods)
+    t.equal(metadata.client_id_metadata_document_supported, 'clientIdMetadata' in options ? true : undefined, title)
     t.strictSame([metadata.token_endpoint_auth_methods_supported, metadata.revocation_endpoint_auth_methods_supported], [methods, methods], title)
     t.strictSame([metadata.token_endpoint_auth_signing_alg_values_supported, metadata.revocation_endpoint_auth_signing_alg_values_supported], [signing, signing], title)
     t.equal(metadata.introspection_endpoint, introspection && `${ISSUER}/oauth/introspect`, title)
     t.strictSame(metadata.introspection_endpoint_auth_methods_supported, introspection, title)
-    t.strictSame(metadata.introspection_endpoint_auth_signing_alg_values_supported, introspection && signing, title)
+    t.strictSame(metadata.introspection_endpoint_auth_signing_alg_values_supported, signingOf(introspection), title)
     t.equal((metadata.grant_types_supported as string[]).includes('client_credentials'), introspection !== undefined, title)
     t.equal((await app.inject({ method: 'POST', url: '/oauth/introspect', headers: FORM, payload: 'token=x' })).statusCode, introspection === undefined ? 404 : 401, title)
   }

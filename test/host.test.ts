@@ -6,7 +6,7 @@ import view from '@fastify/view'
 import { Eta } from 'eta'
 import Fastify, { type FastifyError, type FastifyInstance, type FastifyReply, type FastifyServerOptions, type InjectOptions } from 'fastify'
 import { copyFileSync, rmSync, writeFileSync } from 'node:fs'
-import { get } from 'node:http'
+import { get, request as httpRequest } from 'node:http'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import mcpOAuth, { type McpOAuthOptions } from '../lib/index.js'
@@ -748,6 +748,32 @@ t.test('limits can be turned off, all of them or one by one, and set', async (t)
   t.equal((await dance(app).register()).statusCode, 429)
   await new Promise((resolve) => setTimeout(resolve, 600))
   t.equal((await dance(app).register()).statusCode, 201, 'after its window a limit is new')
+})
+
+t.test('who has no address, as on a Unix socket, is answered, and shares a limit; an IPv6 network has one address', async (t) => {
+  const app = await testApp(t, { rateLimit: { register: { max: 2 } } })
+  const socketPath = join(folder(), 'app.sock')
+  await app.listen({ path: socketPath })
+  const register = async (): Promise<number> => await new Promise((resolve, reject) => {
+    const request = httpRequest({ socketPath, method: 'POST', path: '/oauth/register', headers: { 'content-type': 'application/json', connection: 'close' } }, (response) => {
+      response.resume().once('end', () => resolve(response.statusCode!))
+    })
+    request.once('error', reject).end(JSON.stringify({ redirect_uris: [CALLBACK] }))
+  })
+  t.strictSame([await register(), await register(), await register()], [201, 201, 429])
+
+  const registerFrom = async (app: FastifyInstance, remoteAddress: string): Promise<number> =>
+    (await app.inject({ method: 'POST', url: '/oauth/register', payload: { redirect_uris: [CALLBACK] }, remoteAddress })).statusCode
+  const addresses = ['2001:db8::1', '2001:db8::2', '2001:db8::3', '2001:db8:0:1::1', '::ffff:192.0.2.1', '192.0.2.1', '::FFFF:192.0.2.1']
+  const statusCodes = async (app: FastifyInstance): Promise<number[]> => {
+    const all = []
+    for (const address of addresses) all.push(await registerFrom(app, address))
+    return all
+  }
+  t.strictSame(await statusCodes(app), [201, 201, 429, 201, 201, 201, 429])
+  for (const rateLimit of [{ register: { max: 2, ipv6Subnet: 128 } }, { ipv6Subnet: 128, register: { max: 2 } }]) {
+    t.strictSame(await statusCodes(await testApp(t, { rateLimit })), [201, 201, 201, 201, 201, 201, 429], 'unless it is told otherwise')
+  }
 })
 
 t.test('a ban by the limiter is no complaint about the body', async (t) => {

@@ -6,6 +6,7 @@ import t from 'tap'
 import mcpOAuth, { type ConfiguredClient, type McpOAuthOptions, type ResourceOptions } from '../lib/index.js'
 import { sqliteStore } from '../lib/store/sqlite.js'
 import { CALLBACK, FORM, bearer, fieldOf, form, pkce, testOptions } from './app.js'
+import { Network } from './network.js'
 
 // That the documents say what is on, and that what they say is true: for combinations of every option that turns
 // something on or off, once by what `documents()` here makes of the options, and once by asking each endpoint.
@@ -28,11 +29,16 @@ const CLIENTS: Record<string, { methods: readonly Method[], scopes?: string[], i
   files: { methods: ['private_key_jwt'], introspects: true }
 }
 
+/** A client whose id is the URL of its metadata, and the one way in which it proves itself. */
+const HOSTED = 'https://client.example/client.json'
+const HOSTED_METHOD = 'private_key_jwt'
+
 /** The options that turn something on or off, with their values. The first of each is the default, or the least. */
 const AXES = {
   issuer: ['https://notes.example', 'https://example.com/tenant'],
   lifetimes: [{}, { accessTokenLifetime: HOUR }, { accessTokenLifetime: HOUR, refreshTokenLifetime: 30 * HOUR }],
   registration: [true, false],
+  clientIdMetadata: [true, 'with an agent', false],
   clients: [[], ['desk'], ['shop'], ['bank'], ['robot'], ['files'], Object.keys(CLIENTS), 'a function'],
   user: ['nothing', 'findUser', 'userinfo'],
   connectedApps: ['/my/connected_apps', '/settings/apps', false],
@@ -58,7 +64,7 @@ function combinations (): Combination[] {
   const total = axes.reduce((product, [, { length }]) => product * length, 1)
   const met = new Set<string>()
   return Array.from({ length: total }, (_, step) => {
-    let index = step * 101 % total
+    let index = step * 161 % total
     return axes.map(([axis, { length }]) => {
       const value = index % length
       index = Math.floor(index / length)
@@ -89,22 +95,25 @@ function clientOf (clientId: string, resource: string, jwk: JWK): ConfiguredClie
 }
 
 /** What the documents have to be, by the options alone. */
-function documents ({ issuer, lifetimes, registration, clients, user, resources }: Combination) {
+function documents ({ issuer, lifetimes, registration, clientIdMetadata, clients, user, resources }: Combination) {
   const { origin, pathname } = new URL(issuer)
   const base = pathname === '/' ? '' : pathname
   const known = clients === 'a function' ? Object.keys(CLIENTS) : clients as string[]
   const has = (is: (client: typeof CLIENTS[string]) => boolean): boolean => known.some((clientId) => is(CLIENTS[clientId]!))
   const isOn = {
     register: registration,
+    hosted: clientIdMetadata !== false,
     introspect: has(({ introspects }) => introspects === true),
     userinfo: user === 'userinfo',
     refresh: 'refreshTokenLifetime' in lifetimes
   }
   // Whoever registered before registration was turned off is still known: its id is its own proof.
-  const methods = METHODS.filter((method) => method === 'none' || has((client) => client.methods.includes(method)))
-  const confidential = methods.filter((method) => method !== 'none')
+  const configured = METHODS.filter((method) => has((client) => client.methods.includes(method)))
+  const methods = METHODS.filter((method) => method === 'none' || configured.includes(method) || (isOn.hosted && method === HOSTED_METHOD))
+  // Only a client that the app has named may look into tokens.
+  const confidential = configured.filter((method) => method !== 'none')
   const userGrantTypes = ['authorization_code', ...(isOn.refresh ? ['refresh_token'] : [])]
-  const signs = methods.includes('private_key_jwt')
+  const algorithms = (methods: readonly Method[]) => methods.includes('private_key_jwt') ? ALGORITHMS : undefined
 
   const server: Record<string, unknown> = {
     issuer,
@@ -112,6 +121,7 @@ function documents ({ issuer, lifetimes, registration, clients, user, resources 
     token_endpoint: `${issuer}/oauth/token`,
     revocation_endpoint: `${issuer}/oauth/revoke`,
     ...(isOn.register && { registration_endpoint: `${issuer}/oauth/register` }),
+    ...(isOn.hosted && { client_id_metadata_document_supported: true }),
     ...(isOn.introspect && { introspection_endpoint: `${issuer}/oauth/introspect`, introspection_endpoint_auth_methods_supported: confidential }),
     ...(isOn.userinfo && { userinfo_endpoint: `${issuer}/oauth/userinfo` }),
     scopes_supported: ['read', 'write'],
@@ -120,8 +130,9 @@ function documents ({ issuer, lifetimes, registration, clients, user, resources 
     grant_types_supported: [...userGrantTypes, ...(has(({ scopes }) => scopes !== undefined) ? ['client_credentials'] : [])],
     token_endpoint_auth_methods_supported: methods,
     revocation_endpoint_auth_methods_supported: methods,
-    ...(signs && { token_endpoint_auth_signing_alg_values_supported: ALGORITHMS, revocation_endpoint_auth_signing_alg_values_supported: ALGORITHMS }),
-    ...(signs && isOn.introspect && { introspection_endpoint_auth_signing_alg_values_supported: ALGORITHMS }),
+    token_endpoint_auth_signing_alg_values_supported: algorithms(methods),
+    revocation_endpoint_auth_signing_alg_values_supported: algorithms(methods),
+    introspection_endpoint_auth_signing_alg_values_supported: isOn.introspect ? algorithms(confidential) : undefined,
     code_challenge_methods_supported: ['S256'],
     authorization_response_iss_parameter_supported: true
   }
@@ -169,7 +180,7 @@ async function credentials (clientId: string, method: Method, issuer: string, ke
   }
 }
 
-async function appOf ({ issuer, lifetimes, registration, clients, user, connectedApps, resources, rootAliases }: Combination, paths: string[], resource: string): Promise<FastifyInstance> {
+async function appOf ({ issuer, lifetimes, registration, clientIdMetadata, clients, user, connectedApps, resources, rootAliases }: Combination, network: Network, paths: string[], resource: string): Promise<FastifyInstance> {
   const app = Fastify()
   // What is not ours is answered by the host, and never in JSON.
   app.setNotFoundHandler(async (_request, reply) => await reply.code(404).type('text/html').send('<h1>Not found</h1>'))
@@ -177,6 +188,7 @@ async function appOf ({ issuer, lifetimes, registration, clients, user, connecte
     issuer,
     ...lifetimes,
     registration: { enabled: registration },
+    clientIdMetadata: typeof clientIdMetadata === 'boolean' ? clientIdMetadata : { agent: network },
     clients: clients === 'a function'
       ? async (clientId: string) => Object.hasOwn(CLIENTS, clientId) ? clientOf(clientId, resource, jwk) : null
       : (clients as string[]).map((clientId) => clientOf(clientId, resource, jwk)),
@@ -194,11 +206,11 @@ async function appOf ({ issuer, lifetimes, registration, clients, user, connecte
 }
 
 /** All that the documents and the endpoints of one combination do that they should not. */
-async function disagreements (combination: Combination): Promise<string[]> {
+async function disagreements (combination: Combination, network: Network): Promise<string[]> {
   const { base, known, isOn, userGrantTypes, server, protectedResources, paths, resource } = documents(combination)
   const { issuer, connectedApps, rootAliases } = combination
   const lifetimes: { accessTokenLifetime?: number, refreshTokenLifetime?: number } = combination.lifetimes
-  const app = await appOf(combination, paths, resource)
+  const app = await appOf(combination, network, paths, resource)
   const problems: string[] = []
   const is = (what: string, actual: unknown, expected: unknown): void => {
     if (!isDeepStrictEqual(actual, expected)) problems.push(`${what}: ${JSON.stringify(actual)} where ${JSON.stringify(expected)} is right`)
@@ -252,20 +264,30 @@ async function disagreements (combination: Combination): Promise<string[]> {
     is(`grant_type ${type} is refused`, json?.error === 'unsupported_grant_type', !(server.grant_types_supported as string[]).includes(type))
   }
 
+  // A client with a URL becomes known when a user opens the consent page for it.
+  const { codeVerifier, codeChallenge } = pkce()
+  const user = { 'x-user': 'alice' }
+  const query = { response_type: 'code', redirect_uri: CALLBACK, code_challenge: codeChallenge, code_challenge_method: 'S256', state: 'xyz' }
+  const authorize = async (clientId: string, changes: Record<string, string> = {}) => await ask({ url: `${at('authorization_endpoint')}?${form({ ...query, client_id: clientId, ...changes })}`, headers: user })
+  network.asked.length = 0
+  is('the consent page of a client with a URL', (await authorize(HOSTED)).status, metadata.client_id_metadata_document_supported === true ? 200 : 400)
+  is('what is asked about it', network.asked, isOn.hosted ? [HOSTED] : [])
+
   // Each client is taken with what it has, and with nothing else; methods that are not advertised are nobody's.
-  const clients = Object.entries(CLIENTS).filter(([clientId]) => known.includes(clientId))
+  const all: typeof CLIENTS = { ...CLIENTS, [registeredId]: { methods: ['none'] }, [HOSTED]: { methods: [HOSTED_METHOD] } }
+  const clients = [...known, registeredId, ...(isOn.hosted ? [HOSTED] : [])]
   const accepted = new Set<Method>()
-  for (const clientId of [...Object.keys(CLIENTS), registeredId]) {
-    const has = clientId === registeredId ? { methods: ['none'] } : known.includes(clientId) ? CLIENTS[clientId]! : { methods: [] }
+  for (const [clientId, has] of Object.entries(all)) {
+    const isKnown = clients.includes(clientId)
     // Of one that is not known, its own method is enough to see that it stays out.
-    for (const method of has.methods.length > 0 ? METHODS : CLIENTS[clientId]!.methods.slice(0, 1)) {
+    for (const method of isKnown ? METHODS : has.methods.slice(0, 1)) {
       const { headers, fields } = await credentials(clientId, method, issuer)
       const who = `${clientId === registeredId ? 'a registered client' : clientId} with ${method}`
-      const mayEnter = has.methods.includes(method)
+      const mayEnter = isKnown && has.methods.includes(method)
       const token = await post(at('token_endpoint'), { ...fields, grant_type: 'authorization_code' }, headers)
       is(`${who} at the token endpoint`, [token.status, token.json?.error], mayEnter ? [400, 'invalid_request'] : [401, 'invalid_client'])
       if (token.status === 400) accepted.add(method)
-      if (has.methods.length === 0) continue
+      if (!isKnown) continue
       const revoked = await post(at('revocation_endpoint'), { ...fields, token: 'oat_unknown' }, headers)
       is(`${who} at the revocation endpoint`, revoked.status, mayEnter ? 200 : 401)
       if (!isOn.introspect) continue
@@ -284,37 +306,37 @@ async function disagreements (combination: Combination): Promise<string[]> {
   }
 
   // Challenge methods, response types and iss, by what comes back to the client.
-  const { codeVerifier, codeChallenge } = pkce()
-  const user = { 'x-user': 'alice' }
-  const query = { response_type: 'code', client_id: registeredId, redirect_uri: CALLBACK, code_challenge: codeChallenge, code_challenge_method: 'S256', state: 'xyz' }
-  const authorize = async (changes: Record<string, string> = {}) => await ask({ url: `${at('authorization_endpoint')}?${form({ ...query, ...changes })}`, headers: user })
   const returned = (location: unknown) => Object.fromEntries(new URL(String(location ?? 'x:')).searchParams)
   for (const [changes, error] of [
     [{ code_challenge_method: 'plain' }, 'invalid_request'], [{ code_challenge_method: '' }, 'invalid_request'], [{ code_challenge: '' }, 'invalid_request'],
     [{ response_type: 'token' }, 'unsupported_response_type'], [{ response_type: 'code id_token' }, 'unsupported_response_type']
   ] as Array<[Record<string, string>, string]>) {
-    const { headers: { location } } = await authorize(changes)
+    const { headers: { location } } = await authorize(registeredId, changes)
     const { error_description: _, ...others } = returned(location)
     is(JSON.stringify(changes), others, { error, state: 'xyz', iss: issuer })
   }
 
   // A flow has what is on, and nothing else.
-  const consent = await authorize()
-  is('the consent page', consent.status, 200)
-  const approved = await post(at('authorization_endpoint'), { ticket: fieldOf(consent.body, 'ticket'), decision: 'approve', scope: 'write' }, user)
-  const { code = '', ...others } = returned(approved.headers.location)
-  is('the response', others, { state: 'xyz', iss: issuer })
   const answer = (json: Record<string, unknown> | null) => {
     const { access_token: accessToken, refresh_token: refreshToken, ...others } = json ?? {}
     return [typeof accessToken, typeof refreshToken, others]
   }
   const expiry = lifetimes.accessTokenLifetime === undefined ? {} : { expires_in: lifetimes.accessTokenLifetime }
   const expected = ['string', isOn.refresh ? 'string' : 'undefined', { token_type: 'Bearer', scope: 'read write', ...expiry }]
-  let { json: tokens } = await post(at('token_endpoint'), { grant_type: 'authorization_code', client_id: registeredId, code, redirect_uri: CALLBACK, code_verifier: codeVerifier })
-  is('the token response', answer(tokens), expected)
-  if (isOn.refresh) {
-    tokens = (await post(at('token_endpoint'), { grant_type: 'refresh_token', client_id: registeredId, refresh_token: String(tokens?.refresh_token) })).json
-    is('the refreshed token response', answer(tokens), expected)
+  let tokens: Record<string, unknown> | null = null
+  for (const clientId of isOn.hosted ? [HOSTED, registeredId] : [registeredId]) {
+    const method = all[clientId]!.methods[0]!
+    const { fields } = await credentials(clientId, method, issuer)
+    const consent = await authorize(clientId)
+    is(`the consent page for ${method}`, consent.status, 200)
+    const approved = await post(at('authorization_endpoint'), { ticket: fieldOf(consent.body, 'ticket'), decision: 'approve', scope: 'write' }, user)
+    const { code = '', ...others } = returned(approved.headers.location)
+    is(`the response for ${method}`, others, { state: 'xyz', iss: issuer })
+    tokens = (await post(at('token_endpoint'), { ...fields, grant_type: 'authorization_code', code, redirect_uri: CALLBACK, code_verifier: codeVerifier })).json
+    is(`the token response for ${method}`, answer(tokens), expected)
+    if (!isOn.refresh) continue
+    tokens = (await post(at('token_endpoint'), { ...fields, grant_type: 'refresh_token', refresh_token: String(tokens?.refresh_token) })).json
+    is(`the refreshed token response for ${method}`, answer(tokens), expected)
   }
   const token = String(tokens?.access_token)
   for (const path of paths) {
@@ -329,7 +351,8 @@ async function disagreements (combination: Combination): Promise<string[]> {
   if (isOn.userinfo) is('userinfo', (await ask({ url: at('userinfo_endpoint'), headers: bearer(token) })).json, { sub: 'alice', name: 'Alice' })
 
   // What a client gets for itself always expires, and is never refreshed.
-  for (const [clientId, { scopes, methods }] of clients) {
+  for (const clientId of clients) {
+    const { scopes, methods } = all[clientId]!
     const { headers, fields } = await credentials(clientId, methods[0]!, issuer)
     const { json } = await post(at('token_endpoint'), { ...fields, grant_type: 'client_credentials' }, headers)
     if (scopes !== undefined) is(`${clientId} for itself`, answer(json), ['string', 'undefined', { token_type: 'Bearer', scope: 'read', expires_in: HOUR }])
@@ -341,7 +364,10 @@ async function disagreements (combination: Combination): Promise<string[]> {
 }
 
 t.test('the documents say what is on, and what they say is so, whatever the options are (RFC 8414, RFC 9728)', async (t) => {
-  for (const combination of combinations()) t.strictSame(await disagreements(combination), [], JSON.stringify(combination))
+  const network = await Network.start(t)
+  network.catchAll(t)
+  network.publish(HOSTED, { client_id: HOSTED, client_name: 'Hosted client', redirect_uris: [CALLBACK], token_endpoint_auth_method: HOSTED_METHOD, jwks: { keys: [jwk] } })
+  for (const combination of combinations()) t.strictSame(await disagreements(combination, network), [], JSON.stringify(combination))
 })
 
 t.test('options that would leave something half on are refused at boot', async (t) => {

@@ -1,5 +1,7 @@
 import Fastify, { type FastifyInstance } from 'fastify'
 import { generateKeyPairSync, hash, randomBytes, type KeyObject } from 'node:crypto'
+import http from 'node:http'
+import https from 'node:https'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
@@ -40,6 +42,9 @@ async function refusesOption (t: Test, changes: Loose, name: string, ...said: st
 /** What is given, the option that the message names, and what else the message says. */
 type Refused = [changes: Loose, name: string, ...said: string[]]
 
+/** Those of npm are made so. */
+class ProxyAgent extends http.Agent {}
+
 const circular: { self?: unknown } = {}
 circular.self = circular
 
@@ -52,6 +57,8 @@ const ec = generateKeyPairSync('ec', { namedCurve: 'P-256' })
 const rsa = generateKeyPairSync('rsa', { modulusLength: 2048 })
 const keysOf = (...keys: unknown[]): Loose => clientsWith({ jwks: { keys } })
 const registrationOf = (uri: unknown): Loose => ({ registration: { redirectUris: [uri] } })
+const hostsOf = (...allowHosts: unknown[]): Loose => ({ clientIdMetadata: { allowHosts } })
+const hostedRedirectOf = (uri: unknown): Loose => ({ clientIdMetadata: { redirectUris: [uri] } })
 
 const REFUSED: Record<string, Refused[]> = {
   issuer: [
@@ -186,6 +193,31 @@ const REFUSED: Record<string, Refused[]> = {
     [registrationOf('https://x.example/#a'), 'registration.redirectUris[0]', 'without fragment'],
     [registrationOf('JavaScript:alert(1)'), 'registration.redirectUris[0]'],
     [registrationOf('data:text/html,x'), 'registration.redirectUris[0]']
+  ],
+  clientIdMetadata: [
+    [{ clientIdMetadata: 'claude.ai' }, 'clientIdMetadata', 'true, false or an object { allowHosts, redirectUris, agent }', 'got claude.ai'],
+    [{ clientIdMetadata: null }, 'clientIdMetadata', 'got null'],
+    [{ clientIdMetadata: ['claude.ai'] }, 'clientIdMetadata'],
+    [{ clientIdMetadata: 1 }, 'clientIdMetadata', 'got 1'],
+    [{ clientIdMetadata: { allowHosts: 'claude.ai' } }, 'clientIdMetadata.allowHosts', "a list of hosts such as ['claude.ai']", 'got claude.ai'],
+    [{ clientIdMetadata: { allowHosts: null } }, 'clientIdMetadata.allowHosts', 'got null'],
+    [hostsOf(), 'clientIdMetadata.allowHosts', 'got []'],
+    [hostsOf('claude.ai', 5), 'clientIdMetadata.allowHosts'],
+    [hostsOf('https://claude.ai'), 'clientIdMetadata.allowHosts[0]', "a host such as 'claude.ai'", 'got https://claude.ai'],
+    [hostsOf('Claude.ai'), 'clientIdMetadata.allowHosts[0]', 'got Claude.ai'],
+    [hostsOf('claude.ai:443'), 'clientIdMetadata.allowHosts[0]', 'a port only if it is not 443', 'got claude.ai:443'],
+    [hostsOf('claude.ai', 'claude.ai/x'), 'clientIdMetadata.allowHosts[1]', 'got claude.ai/x'],
+    ...['', ' claude.ai', 'claude.ai ', 'user@claude.ai', 'claude.ai?x', 'claude.ai#x', 'claude.ai\\x', 'claude ai', '*.claude.ai', 'bücher.example', 'claude.ai:99999', '127.1'].map((host): Refused => [hostsOf(host), 'clientIdMetadata.allowHosts[0]']),
+    [{ clientIdMetadata: { redirectUris: 'https://chat.example/cb' } }, 'clientIdMetadata.redirectUris', 'a list of redirect URIs'],
+    [{ clientIdMetadata: { redirectUris: null } }, 'clientIdMetadata.redirectUris'],
+    [hostedRedirectOf(5), 'clientIdMetadata.redirectUris'],
+    [hostedRedirectOf('https://chat.example/*'), 'clientIdMetadata.redirectUris[0]', 'without fragment or wildcard', 'got https://chat.example/*'],
+    [hostedRedirectOf('https://chat.example/cb#a'), 'clientIdMetadata.redirectUris[0]'],
+    [hostedRedirectOf('http://chat.example/cb'), 'clientIdMetadata.redirectUris[0]', 'a loopback http URL'],
+    [hostedRedirectOf('javascript:alert(1)'), 'clientIdMetadata.redirectUris[0]', 'got javascript:alert(1)'],
+    [{ clientIdMetadata: { agent: {} } }, 'clientIdMetadata.agent', 'an Agent of node:https', 'got {}'],
+    [{ clientIdMetadata: { agent: null } }, 'clientIdMetadata.agent', 'got null'],
+    [{ clientIdMetadata: { agent: https.Agent } }, 'clientIdMetadata.agent', 'got a function']
   ],
   clients: [
     [{ clients: 'chat' }, 'clients', '{ clientId, clientName, redirectUris }', 'got chat'],
@@ -324,6 +356,8 @@ t.test('a name that does not exist inside an option is refused too: a limit that
     [resourcesWith({ scope: ['read'] }), 'resources[0].scope'],
     [{ registration: { enable: false } }, 'registration.enable'],
     [{ registration: { redirectURIs: [] } }, 'registration.redirectURIs'],
+    [{ clientIdMetadata: { unknown: 1 } }, 'clientIdMetadata.unknown'],
+    [{ clientIdMetadata: { allowedHosts: ['claude.ai'] } }, 'clientIdMetadata.allowedHosts'],
     [{ connectedApps: { url: '/apps' } }, 'connectedApps.url'],
     [{ scopes: { read: 'x', write: { description: 'x', implied: ['read'] } } }, 'scopes.write.implied'],
     [clientsWith({ redirectUri: 'https://chat.example/cb' }), 'clients[0].redirectUri']
@@ -451,6 +485,7 @@ t.test('the required options alone boot an app, with the documented defaults', a
     token_endpoint: 'https://notes.example.com/oauth/token',
     registration_endpoint: 'https://notes.example.com/oauth/register',
     revocation_endpoint: 'https://notes.example.com/oauth/revoke',
+    client_id_metadata_document_supported: true,
     scopes_supported: ['read', 'write']
   })
   t.match((await app.inject('/.well-known/oauth-protected-resource/mcp')).json(), { resource: 'https://notes.example.com/mcp', authorization_servers: ['https://notes.example.com'] })
@@ -467,6 +502,8 @@ t.test('every option boots in each of its documented forms', async (t) => {
     { resources: [{ path: '/' }] }, { resources: [{ path: '/mcp', name: 'Notes', scopes: ['read'], documentation: 'https://notes.example.com/docs' }, { path: '/admin/mcp' }] }, { resources: undefined },
     { codeLifetime: 1 }, { codeLifetime: 600 },
     { registration: { enabled: false } }, { registration: { redirectUris: ['https://vscode.dev/redirect', 'cursor://anysphere.cursor-mcp/oauth/callback'] } }, { registration: {} },
+    ...[true, false, undefined, {}, { allowHosts: undefined, redirectUris: undefined, agent: undefined }, { redirectUris: [] }, { redirectUris: ['https://vscode.dev/redirect', 'cursor://anysphere.cursor-mcp/oauth/callback'] }, { agent: new https.Agent() }, { agent: new ProxyAgent() }].map((clientIdMetadata) => ({ clientIdMetadata })),
+    hostsOf('claude.ai', 'localhost', 'client.example:8443', 'xn--bcher-kva.example'),
     clientsWith({}), clientsWith({ redirectUris: ['com.example.app:/callback', 'http://localhost/cb'] }), { clients: [] }, { clients: async () => null },
     confidentialWith({}), confidentialWith({ clientSecretHashes: [HASH, hash('sha256', 'another', 'hex')] }), confidentialWith({ redirectUris: undefined, scopes: ['read'] }), confidentialWith({ redirectUris: [], introspects: ['http://localhost:3000/mcp/'] }),
     keysOf(jwk(ec.publicKey)), keysOf(jwk(ec.publicKey, { kid: 'a', use: 'sig', alg: 'ES256' }), jwk(rsa.publicKey, { kid: 'b', alg: 'PS256' })), keysOf(jwk(generateKeyPairSync('ed25519').publicKey)), keysOf(jwk(generateKeyPairSync('ec', { namedCurve: 'P-384' }).publicKey)),

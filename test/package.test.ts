@@ -166,9 +166,10 @@ t.test('the types of the package hold in a strict project, its libraries checked
   }
   write('app.ts', `
     import Fastify, { type FastifyInstance } from 'fastify'
+    import { Agent } from 'node:https'
     import mcpOAuth, {
       OAuthError, StoreUnavailableError,
-      type AuditEvent, type AuthInfo, type Grant, type Guard, type ListedGrant, type McpOAuth, type McpOAuthOptions, type ProtectOptions,
+      type AuditEvent, type AuthInfo, type ClientIdMetadata, type Grant, type Guard, type ListedGrant, type McpOAuth, type McpOAuthOptions, type ProtectOptions,
       type RateLimits, type RequestGrant, type ResourceOptions, type ScopeDefinition, type Selector, type TokenRow, type Tokens, type TokenStore, type User
     } from 'fastify-mcp-oauth'
     import { sqliteStore, type SqliteStoreOptions } from 'fastify-mcp-oauth/sqlite'
@@ -179,6 +180,7 @@ t.test('the types of the package hold in a strict project, its libraries checked
     const resource: ResourceOptions = { path: '/mcp', name: 'Notes' }
     const write: ScopeDefinition = { description: 'Change your notes', implies: ['read'] }
     const limits: RateLimits = { register: { max: 5, timeWindow: '1 minute' }, token: false }
+    const hosted: ClientIdMetadata = { allowHosts: ['claude.ai'], redirectUris: ['https://vscode.dev/redirect'], agent: new Agent({ keepAlive: true }) }
     const events: AuditEvent['type'][] = []
     const options: McpOAuthOptions = {
       issuer: 'https://notes.example.com',
@@ -189,6 +191,7 @@ t.test('the types of the package hold in a strict project, its libraries checked
       currentUser: async (request): Promise<User | null> => typeof request.headers['x-user'] === 'string' ? { id: request.headers['x-user'] } : null,
       loginUrl: (request, returnTo) => request.hostname + returnTo,
       rateLimit: limits,
+      clientIdMetadata: hosted,
       fallbackToken: async (token) => token === 'old' ? { userId: 'alice', scopes: ['read'] } : null,
       onEvent: ({ type }) => { events.push(type) }
     }
@@ -226,6 +229,9 @@ t.test('the types of the package hold in a strict project, its libraries checked
     export const nobody: McpOAuthOptions = { ...options, currentUser: () => ({ name: 'Alice' }) }
     // @ts-expect-error a resource is an object with a path or a URL
     export const unlike: McpOAuthOptions = { ...options, resources: ['/mcp'] }
+    export const unhosted: McpOAuthOptions = { ...options, clientIdMetadata: false }
+    // @ts-expect-error the hosts of clients are a list
+    export const host: McpOAuthOptions = { ...options, clientIdMetadata: { allowHosts: 'claude.ai' } }
     // @ts-expect-error a limit that does not exist
     export const limitless: RateLimits = { tokens: false }
 

@@ -95,7 +95,7 @@ t.test('nothing that only looks like a loopback redirect URI is one', async (t) 
 
 t.test('a developer may allow https, loopback http and private-use schemes (RFC 8252 §7.1)', async (t) => {
   for (const uri of [...LOOPBACK, 'https://vscode.dev/redirect', 'https://x.example:8443/cb?a=b', 'https://localhost/callback',
-    'cursor://anysphere.cursor-mcp/oauth/callback', 'com.example.app:/callback', 'com.example.app://callback']) {
+    'cursor://anysphere.cursor-mcp/oauth/callback', 'com.example.app:/callback', 'com.example.app://callback', 'https://x.example?mail=a@b', 'cursor://callback?mail=a@b', 'https://x.example/a//b@c']) {
     t.ok(isRedirectUri(uri), shown(uri))
   }
 })
@@ -106,7 +106,7 @@ t.test('no redirect URI is one that a browser would run, read as a file, or send
   for (const uri of disguised) t.notOk(isRedirectUri(uri), shown(uri))
   for (const uri of ['http://evil.example/', 'http://0.0.0.0/', 'http://127.0.0.1.evil.example/', 'http://127.0.0.1@evil.example/', 'HTTPS://x.example/',
     'Cursor://x', ' https://x.example/', 'https://x.example/ ', 'https://x.example/#', 'https://x.example/#a', 'https://user@x.example/',
-    'https://user:password@x.example/', 'https://x.example\\@evil.example/', 'https:\\\\x.example', 'https://x.example/\r\nLocation:y', 'https://x.example/\u202e',
+    'https://user:password@x.example/', 'https:///user@x.example/', 'https:/user:password@x.example/', 'https:user@x.example/', 'https:///x.example/', 'https:/x.example/', 'https:x.example/', 'https://x.example\\@evil.example/', 'https:\\\\x.example', 'https://x.example/\r\nLocation:y', 'https://x.example/\u202e',
     'https://éxample.org/', 'https://', 'https', '', '/callback', '//x.example/', 'wss://x.example/', 'ftp://x.example/', 'mailto:a@b', 'intent://x#Intent;end']) {
     t.notOk(isRedirectUri(uri), shown(uri))
   }
@@ -794,6 +794,8 @@ t.test('no other alg, key or purpose signs: none, HS512, HS256 under a foreign k
 
 // Clients
 
+const nobody = async (): Promise<undefined> => undefined
+
 t.test('the same app has the same client id from every port and in every order of its redirect URIs, and another app another', async (t) => {
   const signer = await createSigner<ClientIdPayload>([keyA], 'client')
   const register = async (name: string, ...uris: string[]): Promise<string> =>
@@ -804,9 +806,9 @@ t.test('the same app has the same client id from every port and in every order o
   t.not(await register('Codex 2', 'http://127.0.0.1:1/callback', 'http://localhost:2/callback'), clientId)
 
   const find = createClientFinder([registeredClients(signer)])
-  t.strictSame(await find(clientId), { clientId, clientName: 'Codex', redirectUris: ['http://127.0.0.1/callback', 'http://localhost/callback'], configured: false })
-  t.equal(await find(clientId.slice(0, -1)), undefined)
-  t.equal(await find(''), undefined)
+  t.strictSame(await find(clientId, nobody), { clientId, clientName: 'Codex', redirectUris: ['http://127.0.0.1/callback', 'http://localhost/callback'], configured: false })
+  t.equal(await find(clientId.slice(0, -1), nobody), undefined)
+  t.equal(await find('', nobody), undefined)
 })
 
 t.test('a client id has at most 2 KiB: longer metadata is refused, and a longer id is nobody\'s', async (t) => {
@@ -817,8 +819,8 @@ t.test('a client id has at most 2 KiB: longer metadata is refused, and a longer 
 
   const asked: string[] = []
   const find = createClientFinder([async (clientId) => { asked.push(clientId); return undefined }])
-  t.equal(await find('x'.repeat(MAX_CLIENT_ID_LENGTH)), undefined)
-  t.equal(await find('x'.repeat(MAX_CLIENT_ID_LENGTH + 1)), undefined)
+  t.equal(await find('x'.repeat(MAX_CLIENT_ID_LENGTH), nobody), undefined)
+  t.equal(await find('x'.repeat(MAX_CLIENT_ID_LENGTH + 1), nobody), undefined)
   t.equal(asked.length, 1, 'nobody was asked about the longer one')
 })
 
@@ -828,13 +830,13 @@ t.test('clients come from the list or the look-up of the app, and the first sour
   const known = { scopes: new ScopeCatalogue(new Map([['read', { description: 'Read' }]])), resources: [] }
   for (const clients of [[client], (id: string) => id === 'chat' ? client : null, async (id: string) => id === 'chat' ? client : undefined]) {
     const find = createClientFinder([configuredClients(clients, known).find, async () => undefined])
-    t.strictSame(await find('chat'), expected)
-    t.equal(await find('other'), undefined)
-    t.equal(await find('__proto__'), undefined)
+    t.strictSame(await find('chat', nobody), expected)
+    t.equal(await find('other', nobody), undefined)
+    t.equal(await find('__proto__', nobody), undefined)
   }
   const find = createClientFinder([configuredClients([client], known).find, async (clientId) => ({ ...expected, clientId, configured: false })])
-  t.equal((await find('chat'))?.configured, true)
-  t.equal((await find('other'))?.configured, false)
+  t.equal((await find('chat', nobody))?.configured, true)
+  t.equal((await find('other', nobody))?.configured, false)
 })
 
 // Secrets

@@ -1,4 +1,5 @@
 import { Client, StreamableHTTPClientTransport } from '@modelcontextprotocol/client'
+import { DatabaseSync } from '@photostructure/sqlite'
 import { ESLint } from 'eslint'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { execFile, spawn } from 'node:child_process'
@@ -6,6 +7,7 @@ import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readFileSync, readdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { setTimeout } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
 import mcpOAuth from '../lib/index.js'
@@ -17,6 +19,7 @@ import { startPostgres } from './postgres.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const readme = readFileSync(join(root, 'README.md'), 'utf8')
+const security = readFileSync(join(root, 'SECURITY.md'), 'utf8')
 /** The README and the pages behind it. */
 const pages = ['README.md', ...readdirSync(join(root, 'docs')).filter((file) => file.endsWith('.md')).map((file) => `docs/${file}`)]
 const text = pages.map((file) => readFileSync(join(root, file), 'utf8')).join('\n')
@@ -72,7 +75,7 @@ async function challenge (t: Test, code: string, env: Record<string, string> = {
     try {
       return { cwd, issuer, response: await fetch(`${issuer}/mcp`, { method: code.includes('app.post') ? 'POST' : 'GET' }), output: () => output }
     } catch {
-      await new Promise((resolve) => setTimeout(resolve, 50))
+      await setTimeout(50)
     }
   }
   throw new Error(`the server did not start: ${complaints}`)
@@ -134,7 +137,7 @@ t.test('the two separate servers of the README work together: a token of the one
 
   // An answer may be here before its line in the log is.
   const says = async (log: () => string, reason: string): Promise<void> => {
-    for (let attempt = 0; attempt < 100 && !log().includes(`"reason":"${reason}"`); attempt++) await new Promise((resolve) => setTimeout(resolve, 20))
+    for (let attempt = 0; attempt < 100 && !log().includes(`"reason":"${reason}"`); attempt++) await setTimeout(20)
     t.match(log(), `"reason":"${reason}"`, 'the reason is in the log')
   }
   for (const reason of ['token_missing', 'introspection_failed']) await says(guarded.output, reason)
@@ -150,7 +153,7 @@ const output = async (code: string): Promise<string> => (await promisify(execFil
 
 t.test('the small programs in the README and its pages run as they stand', async (t) => {
   for (const [heading, said] of [['In your tests', 'alice alice'], ['Expiry and refresh', 'authorization_code,refresh_token'],
-    ['Clients with secrets and keys', 'reports:write'], ['app.oauth.tokens', ''], ['Your older API keys', 'alice alice']] as const) {
+    ['Clients with secrets and keys', 'reports:write'], ['Clients known by a URL', 'true'], ['app.oauth.tokens', ''], ['Your older API keys', 'alice alice']] as const) {
     t.equal(await output(programOf(heading)), said, heading)
   }
 })
@@ -246,6 +249,10 @@ t.test('the README and its pages name every option, column, command, event and f
 
   const clientOptions = source('lib/clients/configured.ts').match(/expectNames\(client, `\$\{at\}\.`, \[([^\]]*)\]/)![1]!.match(/\w+/g)!
   t.strictSame(table('Clients with secrets and keys').flatMap(([names]) => names!.match(/\w+/g)!).sort(), [...clientOptions].sort())
+  const metadataOptions = source('lib/clients/metadata-document.ts').match(/expectNames\(clientIdMetadata, '[\w.]+', \[([^\]]*)\]/)![1]!.match(/\w+/g)!
+  t.strictSame(table('Clients known by a URL').map(([name]) => name!.replaceAll('`', '')).sort(), [...metadataOptions].sort())
+  const reasons = source('lib/protocol/errors.ts').split('export type Reason =')[1]!.split('/**')[0]!.match(/\w+/g)!
+  t.strictSame(table('Where it cannot ask').map(([reason]) => reason!.replaceAll('`', '')).filter((reason) => !reasons.includes(reason)), [])
   const remote = source('lib/remote.ts').match(/expectNames\(options, '', \[([^\]]*)\]/)![1]!.match(/\w+/g)!
   t.strictSame(table('Separate servers').flatMap(([names]) => names!.match(/\w+/g)!).sort(), [...remote].sort())
 
@@ -296,6 +303,29 @@ t.test('connected apps in JSON have the fields of their page, and take its forms
     t.equal((await app.inject({ ...post, payload: `ticket=${answer.ticket}` })).statusCode, 400, 'with the ticket alone')
   }
   t.equal((await app.inject({ url: '/my/connected_apps', headers: { accept: headers.accept } })).statusCode, 401)
+})
+
+t.test('after a leak, what was issued since is ended as SECURITY.md says, and what is older goes on', async (t) => {
+  const statement = /```sql\n([^]*?)```/.exec(security)![1]!
+  const path = join(folder(), 'tokens.db')
+  const app = await testApp(t, { store: sqliteStore({ path }) })
+  const older = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  await setTimeout(5)
+  const leakedAt = Date.now()
+  const newer = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  const database = new DatabaseSync(path)
+  const [now, since] = statement.match(/\d{13}/g)!
+  database.exec(statement.replace(now!, String(Date.now())).replace(since!, String(leakedAt)))
+  database.close()
+  const call = async (token: string) => (await app.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })).statusCode
+  t.strictSame([await call(older), await call(newer)], [200, 401])
+})
+
+t.test('SECURITY.md names each package that is installed along', async (t) => {
+  const { packages } = JSON.parse(readFileSync(join(root, 'package-lock.json'), 'utf8')) as { packages: Record<string, { dev?: true, peer?: true, devOptional?: true }> }
+  const installed = Object.entries(packages).filter(([path, { dev, peer, devOptional }]) => path !== '' && !dev && !peer && !devOptional).map(([path]) => path.split('node_modules/').at(-1)!)
+  const [, list] = security.split('## What is installed')
+  t.strictSame([...new Set([...list!.matchAll(/`([^`]+)`/g)].map(([, name]) => name))].sort(), [...new Set(installed)].sort())
 })
 
 t.test('the test command of the README is the one that CI runs', async (t) => {

@@ -18,8 +18,11 @@ export class Memory<Information, Tokens, Discovery> {
   /** Where the user was last sent. */
   authorizationUrl: URL | undefined
   registrations = 0
+  /** Where its host says what it is, if it has one. */
+  readonly clientMetadataUrl: string | undefined
 
-  constructor (name: string) {
+  constructor (name: string, clientMetadataUrl?: string) {
+    this.clientMetadataUrl = clientMetadataUrl
     this.clientMetadata = {
       client_name: name,
       redirect_uris: [this.redirectUrl],
@@ -74,7 +77,8 @@ export type ProviderMemory = Memory<unknown, { access_token: string, scope?: str
 /** One of the official SDKs, as far as the tests need it. */
 export interface Sdk {
   name: string
-  provider: () => ProviderMemory
+  /** A new installation: one that registers itself, unless it is known by a URL. */
+  provider: (clientMetadataUrl?: string) => ProviderMemory
   session: (url: string, provider: ProviderMemory) => Session
   /** What a call rejects with once the user was sent to the authorization server. */
   Unauthorized: new () => Error
@@ -86,7 +90,7 @@ const text = (result: unknown): string => (result as { content: Array<{ text: st
 
 const v1: Sdk = {
   name: 'MCP SDK v1',
-  provider: () => new Memory<OAuthClientInformationMixed, OAuthTokens, never>('SDK v1') as unknown as ProviderMemory,
+  provider: (clientMetadataUrl) => new Memory<OAuthClientInformationMixed, OAuthTokens, never>('SDK v1', clientMetadataUrl) as unknown as ProviderMemory,
   session: (url, provider) => {
     const client = new ClientV1({ name: 'test', version: '1.0.0' })
     const transport = new TransportV1(new URL(url), { authProvider: provider as unknown as ProviderV1 })
@@ -105,7 +109,7 @@ const v1: Sdk = {
 
 const v2 = (name: string, mode: 'legacy' | 'auto'): Sdk => ({
   name,
-  provider: () => new Memory<StoredOAuthClientInformation, StoredOAuthTokens, OAuthDiscoveryState>(name) as unknown as ProviderMemory,
+  provider: (clientMetadataUrl) => new Memory<StoredOAuthClientInformation, StoredOAuthTokens, OAuthDiscoveryState>(name, clientMetadataUrl) as unknown as ProviderMemory,
   session: (url, provider) => {
     const client = new ClientV2({ name: 'test', version: '1.0.0' }, { versionNegotiation: { mode } })
     const transport = new TransportV2(new URL(url), { authProvider: provider as unknown as ProviderV2 })

@@ -6,6 +6,7 @@ import { sendToLogin, signedInUser } from '../http/session.js'
 import type { Settings } from '../options.js'
 import { parseAuthorizationRequest, parseRedirectUri } from '../protocol/authorization-request.js'
 import { AuthorizationError, OAuthError } from '../protocol/errors.js'
+import { isClientIdUrl } from '../protocol/metadata-document.js'
 import { isLoopbackHost, redirectHost } from '../protocol/redirect-uri.js'
 import { createGrantId } from '../protocol/secret.js'
 import { CONSENT_TICKET_LIFETIME, checkTicket } from '../protocol/tickets.js'
@@ -14,7 +15,7 @@ import { CONSENT_TICKET_LIFETIME, checkTicket } from '../protocol/tickets.js'
  * GET shows the consent page, POST takes its answer. RFC 6749 §3.1 and §4.1.1, RFC 9207.
  *
  * Client and redirect URI are checked first: until both are known, an error must not leave this site. Then the request,
- * and last the user, so that nobody signs in for a request that cannot succeed.
+ * and last whether anybody is signed in, so that nobody signs in for a request that cannot succeed.
  */
 export async function authorizationEndpoint (app: FastifyInstance, settings: Settings): Promise<void> {
   const { paths, scopes, resources, issuer, emit } = settings
@@ -27,15 +28,18 @@ export async function authorizationEndpoint (app: FastifyInstance, settings: Set
     if (clientId === undefined) {
       throw new OAuthError('invalid_request', 'The client_id is missing.', { reason: 'client_id_missing' })
     }
-    const client = await settings.findClient(clientId)
+    const user = await signedInUser(settings, request)
+    const toLogin = (): FastifyReply => sendToLogin(settings, request, reply, `${paths.authorization}?${queryString(request)}`)
+    const client = await settings.findClient(clientId, async () => user?.id)
     if (client === undefined) {
+      // Its host may be asked who it is, but on behalf of nobody but a user of this app.
+      if (user === null && settings.clientIdMetadata && isClientIdUrl(clientId)) return toLogin()
       throw new OAuthError('invalid_request', 'This app is not registered here.', { reason: 'client_unknown', about: { clientId } })
     }
     const redirectUri = parseRedirectUri(parameters, client.redirectUris)
     const authorization = parseAuthorizationRequest(parameters, client, redirectUri, { scopes, resources })
 
-    const user = await signedInUser(settings, request)
-    if (user === null) return sendToLogin(settings, request, reply, `${paths.authorization}?${queryString(request)}`)
+    if (user === null) return toLogin()
 
     const ticket = await settings.consentTickets.seal({
       grantId: createGrantId(),
@@ -52,7 +56,13 @@ export async function authorizationEndpoint (app: FastifyInstance, settings: Set
       action: paths.authorization,
       ticket,
       user,
-      client: { name: client.clientName, host, isLoopback: isLoopbackHost(host), isVerified: client.configured && !isLoopbackHost(host) && !host.endsWith(':') },
+      client: {
+        name: client.clientName,
+        vouchedForBy: client.vouchedForBy,
+        host,
+        isLoopback: isLoopbackHost(host),
+        isVerified: client.configured && !isLoopbackHost(host) && !host.endsWith(':')
+      },
       resource: resources.find(({ uri }) => uri === authorization.resource),
       canDisconnect: paths.connectedApps !== null,
       scopes: scopes.choices(authorization.scopes)

@@ -9,6 +9,7 @@ import { sendToLogin, signedInUser } from '../http/session.js'
 import type { Settings, User } from '../options.js'
 import { MAX_NAME_CHARACTERS, printable } from '../protocol/client-metadata.js'
 import { OAuthError } from '../protocol/errors.js'
+import { vouchingHost } from '../protocol/metadata-document.js'
 import { isLoopbackHost } from '../protocol/redirect-uri.js'
 import type { Resource } from '../protocol/resource.js'
 import { createGrantId, isIdentifier } from '../protocol/secret.js'
@@ -24,6 +25,8 @@ interface ConnectedApp {
   name: string
   host: string
   isLoopback: boolean
+  /** The host that publishes what the app is, where that is how it is known. */
+  vouchedForBy: string | null
   /** What it is connected to, by name. */
   resources: string[]
   scopes: string[]
@@ -102,15 +105,15 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
     const ticket = await settings.pageTickets.seal({
       grantId: createGrantId(), userId: user.id, tenantId: user.tenantId ?? null, expiresAt: Date.now() + PAGE_TICKET_LIFETIME
     })
-    const apps = connectedApps(grants, resources)
+    const groups = byHost(connectedApps(grants, resources))
     const personalTokens = grants.filter(({ clientId }) => clientId === null)
       .map(({ grantId, name, scopes, createdAt, lastUsedAt, expiresAt }) => ({ grantId, name, scopes, createdAt, lastUsedAt, expiresAt }))
-    if (wantsJson(request)) return sendJson(reply, { ticket, apps, personalTokens })
+    if (wantsJson(request)) return sendJson(reply, { ticket, apps: groups.flat(), personalTokens })
     return await sendPage(reply, 200, 'connected-apps', {
       action: path,
       ticket,
       user,
-      apps,
+      groups,
       // Where there is but one, and here, the page says so once.
       namesResources: resources.length > 1 || resources[0].path === null,
       personalTokens,
@@ -136,7 +139,7 @@ function connectedApps (grants: readonly ListedGrant[], resources: readonly Reso
     if (clientId === null) continue
     const host = clientHost ?? ''
     const app = apps.get(clientId) ?? {
-      clientId, name: clientName ?? '', host, isLoopback: isLoopbackHost(host), resources: [], scopes: [], connectedAt: createdAt, lastUsedAt: null, connections: 0
+      clientId, name: clientName ?? '', host, isLoopback: isLoopbackHost(host), vouchedForBy: vouchingHost(clientId), resources: [], scopes: [], connectedAt: createdAt, lastUsedAt: null, connections: 0
     }
     app.resources = [...new Set([...app.resources, nameOf(resource)])].filter((name) => name !== '')
     app.scopes = [...new Set([...app.scopes, ...scopes])]
@@ -145,6 +148,16 @@ function connectedApps (grants: readonly ListedGrant[], resources: readonly Reso
     apps.set(clientId, app)
   }
   return [...apps.values()]
+}
+
+/** Those that one host vouches for belong together: whoever trusts one trusts it. Every other app stands for itself. */
+function byHost (apps: readonly ConnectedApp[]): ConnectedApp[][] {
+  const groups = new Map<string, ConnectedApp[]>()
+  for (const app of apps) {
+    const key = app.vouchedForBy ?? app.clientId
+    groups.set(key, [...groups.get(key) ?? [], app])
+  }
+  return [...groups.values()]
 }
 
 function wantsJson (request: FastifyRequest): boolean {

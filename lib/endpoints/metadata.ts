@@ -44,20 +44,21 @@ export async function resourceMetadataEndpoints (wellKnown: FastifyInstance, { r
 }
 
 /** RFC 8414 §2, RFC 9207 §3. JSON leaves out what is undefined. */
-function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, registration, clientAuthenticationMethods }: Settings): object {
-  const signing = clientAuthenticationMethods.includes('private_key_jwt') ? ASSERTION_ALGORITHMS : undefined
+function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, registration, clientIdMetadata, clientAuthenticationMethods, configuredMethods }: Settings): object {
+  const algorithms = (methods: readonly string[]): string[] | undefined => methods.includes('private_key_jwt') ? ASSERTION_ALGORITHMS : undefined
   const introspection = paths.introspection === null
     ? {}
     : {
         introspection_endpoint: url(paths.introspection),
-        introspection_endpoint_auth_methods_supported: clientAuthenticationMethods.filter((method) => method !== 'none'),
-        introspection_endpoint_auth_signing_alg_values_supported: signing
+        introspection_endpoint_auth_methods_supported: configuredMethods,
+        introspection_endpoint_auth_signing_alg_values_supported: algorithms(configuredMethods)
       }
   return {
     issuer,
     authorization_endpoint: url(paths.authorization),
     token_endpoint: url(paths.token),
     registration_endpoint: registration.enabled ? url(paths.registration) : undefined,
+    client_id_metadata_document_supported: clientIdMetadata || undefined,
     revocation_endpoint: url(paths.revocation),
     userinfo_endpoint: paths.userinfo === null ? undefined : url(paths.userinfo),
     scopes_supported: scopes.names,
@@ -67,8 +68,8 @@ function authorizationServerMetadata ({ issuer, paths, url, scopes, grantTypes, 
     token_endpoint_auth_methods_supported: clientAuthenticationMethods,
     revocation_endpoint_auth_methods_supported: clientAuthenticationMethods,
     // RFC 8414 §2 wants these wherever a method signs.
-    token_endpoint_auth_signing_alg_values_supported: signing,
-    revocation_endpoint_auth_signing_alg_values_supported: signing,
+    token_endpoint_auth_signing_alg_values_supported: algorithms(clientAuthenticationMethods),
+    revocation_endpoint_auth_signing_alg_values_supported: algorithms(clientAuthenticationMethods),
     ...introspection,
     code_challenge_methods_supported: ['S256'],
     authorization_response_iss_parameter_supported: true

@@ -1,4 +1,5 @@
 import type { FastifyInstance } from 'fastify'
+import { findRow } from '../grants/verify.js'
 import { authenticateClient, rejectedClient } from '../http/client-authentication.js'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler } from '../http/errors.js'
@@ -6,8 +7,6 @@ import { acceptForms, formParameters } from '../http/parameters-from-request.js'
 import { limited } from '../http/rate-limits.js'
 import type { Settings } from '../options.js'
 import { OAuthError } from '../protocol/errors.js'
-import { refreshTokenGrant } from '../protocol/refresh-token.js'
-import { hashToken, isToken } from '../protocol/secret.js'
 
 /**
  * POST: a client gives a token back. RFC 7009 §2. The answer is 200 whether or not there was such a token, and only the
@@ -26,8 +25,7 @@ export async function revocationEndpoint (app: FastifyInstance, settings: Settin
     if (token === undefined) {
       throw new OAuthError('invalid_request', 'The token is missing.', { reason: 'token_missing', about: { clientId } })
     }
-    const grantId = refreshTokenGrant(settings.refreshKeys, token)
-    const row = grantId !== undefined ? await store.find(grantId) : isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
+    const row = await findRow(settings, token)
     if (row !== null && row.clientId === clientId) {
       const grants = await store.revoke({ grantId: row.id }, 'client_revoked', now)
       if (grants > 0) emit(request, { type: 'token.revoked', userId: row.userId, clientId, grantId: row.id, grants, reason: 'client_revoked' })

@@ -1,5 +1,6 @@
 import type { Settings } from '../options.js'
 import type { Reason } from '../protocol/errors.js'
+import { refreshTokenGrant } from '../protocol/refresh-token.js'
 import { hashToken, isToken } from '../protocol/secret.js'
 import { refusal } from '../store/grant.js'
 import type { TokenRow } from '../store/store.js'
@@ -8,6 +9,13 @@ import type { TokenRow } from '../store/store.js'
 const TOUCH_INTERVAL = 60_000
 
 type Verdict = { row: TokenRow, reason: undefined } | { row: TokenRow | null, reason: Reason }
+
+/** The row of an access or refresh token, also of one that is no longer good. */
+export async function findRow ({ store, refreshKeys }: Settings, token: string): Promise<TokenRow | null> {
+  const grantId = refreshTokenGrant(refreshKeys, token)
+  if (grantId !== undefined) return await store.find(grantId)
+  return isToken(token) ? await store.findByTokenHash(hashToken(token)) : null
+}
 
 /** The row of an access token, and why it may not be used now, at any of `resources` if given. A use is noted. */
 export async function verifyToken ({ store, idleLifetime }: Settings, token: string, resources: readonly string[] | undefined, now: number): Promise<Verdict> {

@@ -3,8 +3,8 @@ import type { Emit, Emitted } from '../events.js'
 import { OAuthError, type ErrorCode, type Reason } from '../protocol/errors.js'
 import { StoreUnavailableError } from '../store/store.js'
 
-/** Seconds after which a client may try again when the store is out of reach. */
-export const RETRY_AFTER = 5
+/** Seconds after which a client may try again after a 503. */
+const RETRY_AFTER = 5
 
 /** What Fastify and the rate limiter refuse before an endpoint sees it. */
 const REFUSED_BY_FASTIFY = new Map<number, [ErrorCode, string, Reason]>([
@@ -30,9 +30,15 @@ export function toOAuthError (error: unknown): OAuthError {
 
 /** The precise reason, for the log. A refusal is news; a failure of ours is an error with its cause. */
 export function logRefusal (request: FastifyRequest, error: OAuthError): void {
-  const { reason, statusCode, about } = error
+  const { reason, statusCode, about, detail } = error
   if (statusCode >= 500) request.log.error({ err: error.cause ?? error, reason, ...about }, `oauth: ${error.code}`)
-  else request.log.info({ reason, ...about }, `oauth: ${error.code}`)
+  else request.log.info({ reason, detail, ...about }, `oauth: ${error.code}`)
+}
+
+/** Seconds after which to try again, where that may help. */
+export function retryAfter ({ statusCode, reason }: OAuthError): number | undefined {
+  if (reason === 'client_lookups_limited') return 60
+  return statusCode === 503 ? RETRY_AFTER : undefined
 }
 
 /** An error handler for endpoints that answer in JSON. `eventOf` names the audit event, which is its own line in the log. */
@@ -41,14 +47,15 @@ export function jsonErrorHandler (emit?: Emit, eventOf?: (error: OAuthError, req
     const error = toOAuthError(thrown)
     const event = eventOf?.(error, request)
     if (event !== undefined) emit?.(request, event)
-    if (event === undefined || error.statusCode >= 500) logRefusal(request, error)
+    if (event === undefined || error.statusCode >= 500 || error.detail !== undefined) logRefusal(request, error)
     return sendJsonError(reply, error)
   }
 }
 
 /** RFC 6749 §5.2. */
 export function sendJsonError (reply: FastifyReply, error: OAuthError): FastifyReply {
-  if (error.statusCode === 503) reply.header('retry-after', RETRY_AFTER)
+  const seconds = retryAfter(error)
+  if (seconds !== undefined) reply.header('retry-after', seconds)
   // A client that tried the Authorization header is told of the scheme that belongs there.
   if (error.code === 'invalid_client' && reply.request.headers.authorization !== undefined) reply.header('www-authenticate', 'Basic realm="oauth"')
   return sendJson(reply.code(error.statusCode), { error: error.code, error_description: error.description })

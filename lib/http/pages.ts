@@ -6,9 +6,9 @@ import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Settings } from '../options.js'
-import { AuthorizationError } from '../protocol/errors.js'
-import { authorizationResponse } from '../protocol/redirect-uri.js'
-import { RETRY_AFTER, logRefusal, toOAuthError } from './errors.js'
+import { AuthorizationError, LinkedAuthorizationError, type ErrorForClient } from '../protocol/errors.js'
+import { authorizationResponse, redirectHost } from '../protocol/redirect-uri.js'
+import { logRefusal, retryAfter, toOAuthError } from './errors.js'
 
 const BUILT_IN = fileURLToPath(new URL('../../views/', import.meta.url))
 
@@ -67,15 +67,19 @@ export function redirectToClient (reply: FastifyReply, redirectUri: string, para
 
 /** Errors of pages: back to the client where their type says that they may travel, otherwise a page. */
 export function pageErrorHandler (settings: Settings) {
+  const forClient = ({ code, description, state }: ErrorForClient) => ({ error: code, error_description: description, state, iss: settings.issuer })
   return async function (thrown: unknown, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
     const error = toOAuthError(thrown)
     logRefusal(request, error)
-    if (error instanceof AuthorizationError) {
-      const { redirectUri, state, code, description } = error
-      return redirectToClient(reply, redirectUri, { error: code, error_description: description, state, iss: settings.issuer })
-    }
-    if (error.statusCode === 503) reply.header('retry-after', RETRY_AFTER)
-    return await sendPage(reply, error.statusCode, 'error', { error }, "'none'")
+    if (error instanceof AuthorizationError) return redirectToClient(reply, error.redirectUri, forClient(error))
+    const back = error instanceof LinkedAuthorizationError
+      ? { url: authorizationResponse(error.redirectUri, forClient(error)), host: redirectHost(error.redirectUri) }
+      : null
+    const seconds = retryAfter(error)
+    if (seconds !== undefined) reply.header('retry-after', seconds)
+    // A browser that is told 401 would be told how to authenticate, and there is no way.
+    const statusCode = error.code === 'invalid_client' ? 400 : error.statusCode
+    return await sendPage(reply, statusCode, 'error', { error, back }, "'none'")
   }
 }
 

@@ -1,5 +1,5 @@
-import rateLimit, { type RateLimitOptions } from '@fastify/rate-limit'
-import type { FastifyContextConfig, FastifyInstance } from 'fastify'
+import rateLimit, { normalizeIP, type RateLimitOptions } from '@fastify/rate-limit'
+import type { FastifyContextConfig, FastifyInstance, FastifyRequest } from 'fastify'
 import type { EndpointLimit, Settings } from '../options.js'
 
 const DEFAULT_MAX = { register: 10, token: 120, authorize: 60 }
@@ -13,8 +13,15 @@ export async function addRateLimits (app: FastifyInstance, settings: Settings): 
 
 /** Route config with the limit of an endpoint. */
 export function limited (settings: Settings, endpoint: keyof typeof DEFAULT_MAX): { config: FastifyContextConfig } {
-  const limit: EndpointLimit | undefined = settings.rateLimit === false ? false : settings.rateLimit[endpoint]
+  if (settings.rateLimit === false) return { config: {} }
+  const limit: EndpointLimit | undefined = settings.rateLimit[endpoint]
   if (limit === false) return { config: {} }
-  const rateLimit: RateLimitOptions = { max: DEFAULT_MAX[endpoint], timeWindow: '1 minute', ...limit }
+  const { keyGenerator, ipv6Subnet } = { ...settings.rateLimit, ...limit }
+  const rateLimit: RateLimitOptions = { max: DEFAULT_MAX[endpoint], timeWindow: '1 minute', ...limit, keyGenerator: keyGenerator ?? clientAddress(ipv6Subnet) }
   return { config: { rateLimit } as FastifyContextConfig }
+}
+
+/** The limiter's own throws where there is no address: on a Unix socket, and once a client has hung up. */
+function clientAddress (ipv6Subnet: number | undefined) {
+  return ({ ip }: FastifyRequest): string => normalizeIP(ip ?? '', ipv6Subnet)
 }

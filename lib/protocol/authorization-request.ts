@@ -1,4 +1,4 @@
-import { AuthorizationError, OAuthError, type ErrorCode, type Reason } from './errors.js'
+import { AuthorizationError, LinkedAuthorizationError, OAuthError, type ErrorCode, type ErrorForClient, type Reason } from './errors.js'
 import type { Parameters } from './parameters.js'
 import { isCodeChallenge } from './pkce.js'
 import { redirectUriMatches } from './redirect-uri.js'
@@ -36,17 +36,19 @@ export function parseRedirectUri (parameters: Parameters, registered: readonly s
 /**
  * The second half, once client and redirect URI are known.
  *
- * @throws AuthorizationError `unsupported_response_type`, `invalid_request`, `invalid_target` or `invalid_scope`
+ * @throws AuthorizationError, or LinkedAuthorizationError for an https redirect URI of a client known by a URL:
+ *   `unsupported_response_type`, `invalid_request`, `invalid_target` or `invalid_scope`
  */
 export function parseAuthorizationRequest (
   parameters: Parameters,
-  client: { clientId: string, clientName: string },
+  client: { clientId: string, clientName: string, vouchedForBy?: string },
   redirectUri: string,
   known: { scopes: ScopeCatalogue, resources: readonly Resource[] }
 ): AuthorizationRequest {
   const state = parameters.get('state')
-  const refuse = (code: ErrorCode, description: string, reason: Reason): AuthorizationError =>
-    new AuthorizationError(code, description, { redirectUri, state, reason })
+  const Refusal = client.vouchedForBy !== undefined && redirectUri.startsWith('https:') ? LinkedAuthorizationError : AuthorizationError
+  const refuse = (code: ErrorCode, description: string, reason: Reason): ErrorForClient =>
+    new Refusal(code, description, { redirectUri, state, reason })
 
   if (parameters.get('response_type') !== 'code') {
     throw refuse('unsupported_response_type', 'The response_type must be code.', 'response_type_unsupported')

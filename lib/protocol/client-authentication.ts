@@ -59,9 +59,10 @@ export function parseClientCredentials (authorization: string | undefined, param
  * Checks the credentials against what the client is known by. A client that has a proof must give it, and one that has
  * none must not give any: whoever sends a secret takes this for another server.
  *
- * @throws OAuthError `invalid_client`
+ * @param audiences what an assertion may be addressed to: this issuer, and what else is this server's alone
+ * @throws OAuthError `invalid_client`, or what the look-up of its keys throws
  */
-export async function checkClientCredentials (credentials: ClientCredentials, { secretHashes, publicKey }: ClientProof, issuer: string, now: number): Promise<void> {
+export async function checkClientCredentials (credentials: ClientCredentials, { secretHashes, publicKey }: ClientProof, audiences: readonly string[], now: number): Promise<void> {
   const { clientId, clientSecret, assertion } = credentials
   const about = { clientId }
   if ([clientSecret, assertion, secretHashes, publicKey].every((proof) => proof === undefined)) return
@@ -71,21 +72,21 @@ export async function checkClientCredentials (credentials: ClientCredentials, { 
     throw refuse('The client authentication failed.', 'client_secret_mismatch', about)
   }
   if (assertion !== undefined && publicKey !== undefined) {
-    const reason = await whatIsWrong(assertion, clientId, publicKey, issuer, now)
+    const reason = await whatIsWrong(assertion, clientId, publicKey, audiences, now)
     if (reason === undefined) return
     throw refuse('The client authentication failed.', reason, about)
   }
   throw refuse('The client authenticates in another way.', 'client_authentication_method', about)
 }
 
-/** RFC 7523 §3. The audience is this issuer and nothing else, or another server could use the assertion here. */
-async function whatIsWrong (assertion: string, clientId: string, publicKey: JWTVerifyGetKey, issuer: string, now: number): Promise<Reason | undefined> {
+/** RFC 7523 §3. The audience is this server and nothing else, or another server could use the assertion here. */
+async function whatIsWrong (assertion: string, clientId: string, publicKey: JWTVerifyGetKey, audiences: readonly string[], now: number): Promise<Reason | undefined> {
   try {
     const { payload: { aud, exp } } = await jwtVerify(assertion, publicKey, {
       algorithms: ASSERTION_ALGORITHMS,
       issuer: clientId,
       subject: clientId,
-      audience: issuer,
+      audience: [...audiences],
       requiredClaims: ['exp'],
       clockTolerance: CLOCK_TOLERANCE,
       currentDate: new Date(now)
@@ -93,6 +94,7 @@ async function whatIsWrong (assertion: string, clientId: string, publicKey: JWTV
     if (typeof aud !== 'string') return 'client_assertion_audience'
     return exp! * 1000 - now > (MAX_ASSERTION_LIFETIME + CLOCK_TOLERANCE) * 1000 ? 'client_assertion_lifetime' : undefined
   } catch (error) {
+    if (error instanceof OAuthError) throw error
     const { claim } = error as { claim?: string }
     return claim === 'aud' ? 'client_assertion_audience' : claim === 'exp' || claim === 'nbf' ? 'client_assertion_lifetime' : 'client_assertion_invalid'
   }

@@ -80,12 +80,12 @@ function parseRedirectUris (value: unknown, policy: RegistrationPolicy): string[
   if (!isStrings(value) || value.length === 0) {
     throw new OAuthError('invalid_redirect_uri', 'redirect_uris must be a list of strings.', { reason: 'redirect_uri_missing' })
   }
-  if (value.length > MAX_REDIRECT_URIS) {
-    throw new OAuthError('invalid_redirect_uri', `redirect_uris must have at most ${MAX_REDIRECT_URIS} entries.`, { reason: 'redirect_uri_not_allowed' })
-  }
   const allowed = value.filter((uri) => isLoopbackRedirectUri(uri) || policy.redirectUris.includes(uri))
   if (allowed.length === 0) {
     throw new OAuthError('invalid_redirect_uri', 'Only loopback redirect URIs (http://localhost, http://127.0.0.1, http://[::1]) can be registered here.', { reason: 'redirect_uri_not_allowed' })
+  }
+  if (allowed.length > MAX_REDIRECT_URIS) {
+    throw new OAuthError('invalid_redirect_uri', `redirect_uris must have at most ${MAX_REDIRECT_URIS} entries.`, { reason: 'redirect_uri_not_allowed' })
   }
   return [...new Set(allowed)]
 }

@@ -20,7 +20,9 @@ export function isRedirectUri (uri: string): boolean {
   if (isLoopbackRedirectUri(uri)) return true
   if (!URI_CHARACTERS.test(uri) || !URL.canParse(uri)) return false
   const { protocol } = new URL(uri)
-  return uri.startsWith(protocol) && protocol !== 'http:' && !NEVER.has(protocol) && !/^[^/]*\/\/[^/]*@/.test(uri)
+  // Two slashes, no more and no less: a parser makes up for it, but a browser takes `https:host` for a path of this site.
+  const isWhole = protocol !== 'https:' || /^https:\/\/[^/]/.test(uri)
+  return uri.startsWith(protocol) && isWhole && protocol !== 'http:' && !NEVER.has(protocol) && !/^[^:]*:\/\/[^/?]*@/.test(uri)
 }
 
 /** A loopback URI without its port, any other URI as it is: the form in which two registrations are the same. */
@@ -34,10 +36,10 @@ export function redirectUriMatches (registered: string, presented: string): bool
     (isLoopbackRedirectUri(presented) && withoutLoopbackPort(registered) === withoutLoopbackPort(presented))
 }
 
-/** The host that receives the code, without port; for a private-use scheme the scheme itself, `cursor:`. */
+/** The host that receives the code, without the port of a program on this computer; for a private-use scheme the scheme itself, `cursor:`. */
 export function redirectHost (uri: string): string {
-  const { protocol, hostname } = new URL(uri)
-  return protocol === 'https:' || protocol === 'http:' ? hostname : protocol
+  const { protocol, hostname, host } = new URL(uri)
+  return protocol === 'https:' ? host : protocol === 'http:' ? hostname : protocol
 }
 
 /** Whether `redirectHost` named this computer. */
