@@ -17,6 +17,8 @@ export interface ExampleOptions {
   program?: string
   /** What it answers with 200 once it is there. Default `/.well-known/oauth-protected-resource`. */
   ready?: string
+  /** The last it prints on its start, which may come after its first answer. Default what `main.js` ends with. */
+  prints?: string
   env?: Record<string, string>
   /** To start again on what an earlier run left. Default: a new folder, removed with the test. */
   dataDir?: string
@@ -53,7 +55,7 @@ export async function startExample (t: Test, options: ExampleOptions = {}): Prom
   for (let attempt = 1; ; attempt++) {
     const startedAt = performance.now()
     const example = launch(t, dataDir, options.port ?? await freePort(), options)
-    if (await answers(example, options.ready)) return Object.assign(example, { startedIn: performance.now() - startedAt })
+    if (await answers(example, options)) return Object.assign(example, { startedIn: performance.now() - startedAt })
     // Somebody else may have taken the port in between.
     if (options.port === undefined && attempt < 5 && example.output().includes('EADDRINUSE')) continue
     throw new Error(`The example does not answer. It printed:\n${example.output()}`)
@@ -94,13 +96,13 @@ function launch (t: Test, dataDir: string, port: number, { env = {}, host = 'loc
   return { url: `http://${host}:${port}`, port, dataDir, process: child, startedIn: Infinity, output: () => output, stop }
 }
 
-/** Whether it answers a request before it ends. */
-async function answers (example: Example, ready = '/.well-known/oauth-protected-resource'): Promise<boolean> {
+/** Whether it answers a request, and has said so, before it ends. */
+async function answers (example: Example, { ready = '/.well-known/oauth-protected-resource', prints = '/my/connected_apps\n' }: ExampleOptions): Promise<boolean> {
   const deadline = performance.now() + START_TIMEOUT
   while (example.process.exitCode === null && example.process.signalCode === null && performance.now() < deadline) {
     const response = await fetch(example.url + ready).catch(() => null)
     await response?.body?.cancel()
-    if (response?.ok === true) return true
+    if (response?.ok === true && example.output().includes(prints)) return true
     await sleep(20)
   }
   return false
