@@ -374,6 +374,7 @@ t.test('8. a code with another client, redirect URI or resource is refused, and 
   t.equal(answer.statusCode, 200, 'its owner redeems it')
   t.equal(await call(answer.json<Tokens>().access_token), 200)
 })
+
 t.test('9. a tampered code, another alg, enc or zip, PBES2 with a huge count and a code of 1 MB are refused, quickly and never with a 5xx', async (t) => {
   const { app, clientId, ticket, code, redeem, codeVerifier, codeChallenge, happened } = await attacked(t)
   const client = await clientId()
@@ -480,7 +481,7 @@ t.test('10. a code is refused a second after its life, and from its last millise
     now += DAY * 1000
     t.equal(refusal(await redeem(client, late)), '400 invalid_grant', 'a day later')
     now -= DAY * 1000
-    t.equal(await call(tokens.access_token), codeLifetime < HOUR ? 200 : 401, 'what was redeemed in time goes on')
+    t.equal(await call(tokens.access_token), 200, 'what was redeemed in time goes on')
     t.equal((await refresh(client, tokens.refresh_token)).statusCode, 200)
     t.equal(happened('token.revoked'), 0)
     clock.restore()
@@ -647,6 +648,7 @@ t.test('15. the query that a redirect URI has of its own is kept as it is, and c
   const { searchParams } = locationOf(await consent({ ticket: await ticket(client, { redirect_uri: uris[0]!, state: '' }), decision: 'approve', scope: 'read' }))
   t.notOk(searchParams.has('state'), 'a state that was not sent does not come back')
 })
+
 t.test('16. a repeated parameter or an array is invalid_request at every endpoint, and nothing that is sent makes a 500', async (t) => {
   const logged: string[] = []
   const { app, query, code, redeem, call, connect, codeVerifier, happened } = await attacked(t, { clients: [{ clientId: 'api', clientName: 'API', clientSecretHashes: [hash('sha256', 'secret', 'base64url')], introspects: [`${ISSUER}/mcp`] }] },
@@ -692,7 +694,7 @@ t.test('16. a repeated parameter or an array is invalid_request at every endpoin
   const head = ['POST /oauth/token HTTP/1.1', 'Host: localhost', `Content-Type: ${FORM['content-type']}`]
   for (const lines of [['Content-Length: 5', 'Transfer-Encoding: chunked'], ['Content-Length: 5', 'Content-Length: 6'], ['Content-Length: 5, 6'], ['Content-Length: +5'], ['Transfer-Encoding: chunked, identity'], ['Transfer-Encoding: xchunked'], ['Content-Length : 5'], ['Content-Length: 5\nX: y']]) {
     const answer = await send([...head, ...lines], `0\r\n\r\n${smuggled}`)
-    t.match(answer, /^HTTP\/1\.1 [45]0[01] /, lines.join())
+    t.match(answer, /^HTTP\/1\.1 40[01] /, lines.join())
     t.equal(answer.match(/HTTP\/1\.1 /g)?.length, 1, 'and no second answer')
   }
   t.match(await send(['GET /oauth/authorize?client_id=a HTTP/1.1', 'Host: localhost', 'Content-Length: 11'], 'client_id=b'), /^HTTP\/1\.1 400 /, 'a GET reads its query alone')
@@ -733,11 +735,12 @@ t.test('17. a name of 100 kB, a thousand redirect URIs and a flood of registrati
     t.ok(took < SOON, `${title}: ${Math.round(took)} ms`)
   }
   // What is stripped before it is counted may be 201, but no slower for it.
-  for (const name of ['a' + '\u0301'.repeat(7000), '\u202e'.repeat(5000), ' '.repeat(15_000), '\u200b \u202e\u0301'.repeat(1500), `${'\t'.repeat(7000)}x`]) {
+  for (const [name, status] of [['a' + '\u0301'.repeat(7000), 201], ['\u202e'.repeat(5000), 201], [' '.repeat(15_000), 201], ['\u200b \u202e\u0301'.repeat(1500), 400], [`${'\t'.repeat(7000)}x`, 201]] as const) {
     let answer: globalThis.Response | undefined
     t.ok(await timed(async () => { answer = await register(JSON.stringify({ client_name: name, redirect_uris: redirectUris })) }) < SOON, shown(name))
     const { client_name: left = '' } = await answer!.json() as { client_name?: string }
-    t.ok((answer!.status === 201 || answer!.status === 400) && left.length <= 100, `${answer!.status} ${shown(left)}`)
+    t.equal(answer!.status, status, shown(name))
+    t.ok(left.length <= 100, shown(left))
   }
   t.match(await send(['POST /oauth/register HTTP/1.1', 'Host: localhost', 'Content-Type: application/json', 'Transfer-Encoding: chunked'], `${`4000\r\n${' '.repeat(0x4000)}\r\n`.repeat(4)}0\r\n\r\n`), /^HTTP\/1\.1 413 /, 'in pieces')
   t.equal((await register('{"__proto__":{"redirect_uris":["http://127.0.0.1/"],"polluted":true}}')).status, 400)
@@ -1042,7 +1045,7 @@ t.test('22. a ticket that is used twice ends in one grant at most', async (t) =>
 
   const form = { ticket: fieldOf(await page(), 'ticket'), name: 'script', scope: 'read' }
   const made = await Promise.all(Array.from({ length: 8 }, async () => await post('/my/connected_apps', form, { 'x-user': 'alice' })))
-  t.ok(made.filter(({ body }) => body.includes('pat_')).length <= 1, 'one form makes one personal token')
+  t.ok(made.filter(({ body }) => body.includes('pat_')).length <= 1, 'one form makes at most one personal token')
   t.ok(await live() <= 1)
   t.equal((await post('/my/connected_apps', form, { 'x-user': 'alice' })).statusCode, 303)
   t.ok(await live() <= 1)
@@ -1113,6 +1116,7 @@ t.test('24. a program that waits on a loopback port receives its code when the u
   }
   t.equal(happened('token.issued'), 1)
 })
+
 // Tokens and guard
 
 t.test('25. a token for one resource is refused at another, and a read token at a route that writes, with a challenge', async (t) => {
@@ -1157,7 +1161,7 @@ t.test('25. a token for one resource is refused at another, and a read token at 
   const reader = await tokensFor(`${ISSUER}/a`, ['read'])
   for (const [url, scope] of [['/a/write', 'read write'], ['/a/tool', 'read write']] as const) {
     const answer = await use(url, reader.access_token)
-    t.equal(refusal(answer).replace(/^(\d+) .*/, '$1'), '403', url)
+    t.equal(answer.statusCode, 403, url)
     t.equal(answer.headers['www-authenticate'], `Bearer error="insufficient_scope", error_description="The access token lacks a scope.", resource_metadata="${ISSUER}/.well-known/oauth-protected-resource/a", scope="${scope}"`, url)
   }
   t.equal((await use('/ab/write', reader.access_token)).statusCode, 401, 'another resource tells nothing of scopes')
@@ -1478,9 +1482,14 @@ t.test('33. whatever Host, X-Forwarded-Host or target a request names, no URL in
     // The target may be a whole URL, which comes before Host. RFC 9112 §3.2.2.
     for (const [title, request, headers, body] of await fresh()) {
       const answer = await send([`${request.replace(' ', ' http://evil.example')} HTTP/1.1`, 'Host: localhost:3000', ...headers], body)
+      t.match(answer, /^HTTP\/1\.1 [2-4]\d\d /, title)
       t.notMatch(answer.replace(/Route \w+:http:\/\/evil\.example\S* not found/, ''), /evil/, `${title}: as a whole URL`)
     }
-    for (const lines of [['Host: localhost', 'Host: evil.example'], ['Host: evil.example', 'Host: localhost'], []]) t.notMatch(await send(['GET /.well-known/oauth-authorization-server HTTP/1.1', ...lines]), /evil/, 'two hosts, or none')
+    for (const lines of [['Host: localhost', 'Host: evil.example'], ['Host: evil.example', 'Host: localhost'], []]) {
+      const answer = await send(['GET /.well-known/oauth-authorization-server HTTP/1.1', ...lines])
+      t.match(answer, /^HTTP\/1\.1 (200|400) /, 'two hosts, or none')
+      t.notMatch(answer, /evil/, 'two hosts, or none')
+    }
   }
 })
 
@@ -1571,7 +1580,7 @@ t.test('36. no client id makes this server ask an address of its own network, fo
     '::', '::1', 'fe80::1', 'fc00::1', 'fd00:ec2::254', 'ff02::1', '2001:db8::1', '::ffff:127.0.0.1', '::ffff:10.0.0.1', '::ffff:a9fe:a9fe', '::127.0.0.1', '64:ff9b::7f00:1', '64:ff9b::a9fe:a9fe', '2002:7f00:1::1']
   for (const [index, address] of addresses.entries()) {
     for (const [kind, answer] of Object.entries({ alone: [address], 'beside a public one': [PUBLIC, address], 'before it': [address, PUBLIC] })) {
-      const id = `https://x${index}${kind.length}.client.example/c`
+      const id = `https://x${index}-${kind.length}.client.example/c`
       network.names.set(new URL(id).hostname, [answer])
       network.pages.set(id, documentOf(id))
       await refused(`${address}, ${kind}`, id, 503)

@@ -312,13 +312,19 @@ t.test('after a leak, what was issued since is ended as SECURITY.md says, and wh
   const older = await mintToken(app, { userId: 'alice', scopes: ['read'] })
   await setTimeout(5)
   const leakedAt = Date.now()
-  const newer = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  const newer = await mintToken(app, { userId: 'bob', scopes: ['read'] })
   const database = new DatabaseSync(path)
-  const [now, since] = statement.match(/\d{13}/g)!
-  database.exec(statement.replace(now!, String(Date.now())).replace(since!, String(leakedAt)))
+  const [find, end] = statement.replace(/(?<=revoked_at = )\d{13}/, String(Date.now())).replaceAll(/(?<=created_at >= )\d{13}/g, String(leakedAt)).split(';')
+  t.strictSame(database.prepare(find!).all().map((row) => ({ ...row as object })), [{ user_id: 'bob' }])
+  database.exec(end!)
   database.close()
   const call = async (token: string) => (await app.inject({ method: 'POST', url: '/mcp', headers: bearer(token) })).statusCode
   t.strictSame([await call(older), await call(newer)], [200, 401])
+
+  const [, program] = /```js\n(const grant[^]*?)```/.exec(security)!
+  const { end: endOne } = await import(`data:text/javascript,${encodeURIComponent(`export async function end (app, token) { ${program} }`)}`) as { end: (...args: unknown[]) => Promise<void> }
+  await endOne(app, older)
+  t.equal(await call(older), 401, 'and of one token that leaked')
 })
 
 t.test('SECURITY.md names each package that is installed along', async (t) => {

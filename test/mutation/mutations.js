@@ -1466,5 +1466,10 @@ export default [
     tests: [attack(36)],
     why: 'a host is asked by https',
     explained: 'whoever calls it has checked that already, and Node’s https takes no other URL'
-  }
+  },
+  ...[
+    ["await this.revoke({ grantId: row.id }, 'code_replayed', row.createdAt)", '', 'a replay ends the grant'],
+    ["if (reason === 'disconnected') await this.#insert(disconnectMark(selector, now))", '', 'a disconnect leaves its mark'],
+    ['AND refresh_hash = $7', 'AND $7::bytea IS NOT NULL', 'a refresh token is rotated once']
+  ].map(([search, replace, why]) => ({ file: 'lib/store/postgres.ts', search, replace, tests: ['test/store/postgres.test.ts'], why: `${why}, on PostgreSQL` }))
 ]

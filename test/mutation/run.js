@@ -55,7 +55,7 @@ function write (copy, file, source) {
   else writeFileSync(join(copy, file), source)
 }
 
-/** A tree in which files may be changed, and all of it built once: some tests start processes of what was built. */
+/** A tree in which files may be changed. What was built of it stays whole: tests that start processes see no mutation in them. */
 async function makeCopy () {
   const copy = mkdtempSync(join(tmpdir(), 'mcp-oauth-mutation-'))
   process.once('exit', () => rmSync(copy, { recursive: true, force: true }))
