@@ -1287,7 +1287,7 @@ t.test('28. a client that revokes another’s token, or a personal one, is told 
 t.test('29. two ways of client authentication at once, or two ids, are refused wherever clients authenticate, and burn nothing', async (t) => {
   const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
   const secrets = [hash('sha256', 'secret', 'base64url')]
-  const { code, redeem, refresh, post, call, codeVerifier, clientId, happened } = await attacked(t, {
+  const { app, code, redeem, refresh, post, call, codeVerifier, clientId, happened } = await attacked(t, {
     accessTokenLifetime: HOUR,
     refreshTokenLifetime: DAY,
     clients: [
@@ -1341,6 +1341,15 @@ t.test('29. two ways of client authentication at once, or two ids, are refused w
   }
   const [headers, fields] = inForm('web')
   t.equal(refusal(await post(`/oauth/token?${form({ ...fields, grant_type: 'client_credentials' })}`, { grant_type: 'client_credentials' }, headers)), '401 invalid_client', 'credentials in the address are not read')
+  const { send } = await listen(app)
+  const [good, wrong, other] = [basic('web'), basic('web', 'x'), basic('other')].map(([{ authorization }]) => `Authorization: ${authorization!}`) as [string, string, string]
+  const body = form({ token })
+  for (const endpoint of ['/oauth/token', '/oauth/revoke', '/oauth/introspect']) {
+    const ask = async (...lines: string[]) => await send([`POST ${endpoint} HTTP/1.1`, 'Host: localhost', `Content-Type: ${FORM['content-type']}`, `Content-Length: ${body.length}`, ...lines], body)
+    for (const lines of [[good, wrong], [wrong, good], [good, other], [good, good], [good, `Authorization: Bearer ${token}`]]) {
+      t.match(await ask(...lines), /^HTTP\/1\.1 401 [^]*"invalid_client"/, `two headers: ${endpoint} ${lines.join(', ')}`)
+    }
+  }
   t.equal(happened('token.revoked') + happened('token.refreshed'), 0)
   t.equal(await call(token), 200)
   t.equal((await refresh('web', refreshToken, { client_secret: 'secret' })).statusCode, 200)

@@ -1,5 +1,5 @@
 import Fastify from 'fastify'
-import { request as httpRequest } from 'node:http'
+import { request as httpRequest, type IncomingMessage } from 'node:http'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -163,6 +163,7 @@ t.test('fallbackToken is asked for what the store does not know, and only for th
     fallbackToken: async (token) => {
       asked.push(token)
       if (token === 'broken') throw new Error('database on fire')
+      if (token === 'jwt') throw Object.assign(new Error('no JWT of ours'), { statusCode: 401 })
       return ({
         old: { userId: 'alice', scopes: ['read'] },
         narrow: { userId: 'alice', scopes: [] },
@@ -178,6 +179,9 @@ t.test('fallbackToken is asked for what the store does not know, and only for th
   const broken = await call('broken')
   t.equal(broken.statusCode, 500)
   t.strictSame(broken.json(), { error: 'server_error', error_description: 'Something went wrong.' })
+  const refused = await call('jwt')
+  t.equal(refused.statusCode, 401)
+  t.strictSame([refused.headers['www-authenticate'], refused.json()], [(await call('nobody')).headers['www-authenticate'], (await call('nobody')).json()], 'with the challenge, whoever refuses')
 
   asked.length = 0
   const ours = await mintToken(app, { userId: 'alice', scopes: ['read'] })
@@ -327,10 +331,15 @@ t.test('two Authorization headers on the wire are one bad token, not a choice', 
   const token = await mintToken(app, { userId: 'alice', scopes: ['read'] })
   await app.listen({ port: 0 })
   const { port } = app.server.address() as { port: number }
-  const status = await new Promise<number | undefined>((resolve, reject) => {
-    httpRequest({ port, path: '/mcp', method: 'POST', headers: ['Host', 'localhost', 'Authorization', 'Bearer x', 'Authorization', `Bearer ${token}`] }, (response) => { response.resume(); resolve(response.statusCode) }).on('error', reject).end()
+  const ask = async (...headers: string[]) => await new Promise<IncomingMessage>((resolve, reject) => {
+    httpRequest({ port, path: '/mcp', method: 'POST', headers: ['Host', 'localhost', 'Content-Length', '0', ...headers] }, (response) => resolve(response.resume())).on('error', reject).end()
   })
-  t.equal(status, 401)
+  t.equal((await ask('Authorization', `Bearer ${token}`, 'X-Authorization', 'Bearer x')).statusCode, 200)
+  for (const [first, second] of [['Bearer x', `Bearer ${token}`], [`Bearer ${token}`, 'Bearer x'], [`Bearer ${token}`, `Bearer ${token}`], [`Bearer ${token}`, 'Basic eDp5']] as const) {
+    const { statusCode, headers } = await ask('Authorization', first, 'authorization', second)
+    t.equal(statusCode, 401, `${first}, ${second}`)
+    t.match(headers['www-authenticate'], /^Bearer error="invalid_token"/)
+  }
 })
 
 t.test('no handler runs for a refused request whose client hangs up, however slow the onSend hooks of the host are', async (t) => {

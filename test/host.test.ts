@@ -636,6 +636,22 @@ t.test('the plugin may come after many routes and before many more', async (t) =
   await danceCompletes(t, app)
 })
 
+t.test('a guarded route may be at / below a prefix', async (t) => {
+  for (const method of ['GET', 'POST', ['GET', 'POST', 'DELETE']]) {
+    for (const prefix of ['/mcp', '/files']) {
+      const app = Fastify()
+      t.teardown(() => app.close())
+      await app.register(mcpOAuth, testOptions())
+      await app.register(async (scope) => { scope.route({ method, url: '/', onRequest: scope.oauth.protect(), handler: async () => 'ok' }) }, { prefix })
+      await app.ready()
+      for (const url of [prefix, `${prefix}/`]) {
+        t.equal((await app.inject({ method: [method].flat()[0] as 'GET', url })).statusCode, 401, `${String(method)} ${url}`)
+      }
+      t.equal((await app.inject({ method: 'OPTIONS', url: prefix })).statusCode, 204, `OPTIONS ${prefix}`)
+    }
+  }
+})
+
 t.test('the plugin need not be awaited, and may be used from a scope of the host', async (t) => {
   const app = Fastify()
   t.teardown(() => app.close())

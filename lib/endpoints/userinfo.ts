@@ -1,8 +1,8 @@
 import type { FastifyInstance, FastifyReply } from 'fastify'
 import { verifyToken } from '../grants/verify.js'
+import { bearerToken } from '../http/authorization.js'
 import { allowAnyOrigin } from '../http/cors.js'
 import { jsonErrorHandler, sendJson } from '../http/errors.js'
-import { bearerToken } from '../http/guard.js'
 import type { Settings } from '../options.js'
 import { formatChallenge } from '../protocol/challenge.js'
 import { OAuthError, type About, type Reason } from '../protocol/errors.js'
@@ -14,7 +14,7 @@ export async function userinfoEndpoint (app: FastifyInstance, settings: Settings
   allowAnyOrigin(app)
 
   app.get('', async (request, reply) => {
-    const token = bearerToken(request.headers.authorization)
+    const token = bearerToken(request)
     const { row, reason } = await verifyToken(settings, token, undefined, Date.now())
     if (row === null) throw refuse(reply, token === '' ? 'token_missing' : 'token_unknown')
     const about = { userId: row.userId, clientId: row.clientId, grantId: row.id }

@@ -69,12 +69,14 @@ const TokenOptionError = createError('FST_MCP_OAUTH_INVALID_TOKEN_OPTION', 'toke
 const SelectorError = createError('FST_MCP_OAUTH_INVALID_SELECTOR', 'tokens.%s(): expected %s, with strings that are not empty', 500, TypeError)
 
 export function createTokens (settings: Settings): Tokens {
-  const { store, idleLifetime, emit } = settings
+  const { store, resources, idleLifetime, emit } = settings
   return {
     create: async (options) => (await createPersonalToken(settings, options, createGrantId()))!,
 
     async verify (token, { resource } = {}) {
-      const { row, reason } = await verifyToken(settings, token, resource === undefined ? undefined : [resource], Date.now())
+      const wanted = resource === undefined ? undefined : findResource(resource, resources)
+      if (resource !== undefined && wanted === undefined) return null
+      const { row, reason } = await verifyToken(settings, token, wanted && [wanted.uri], Date.now())
       return reason === undefined ? grantOf(row) : null
     },
 

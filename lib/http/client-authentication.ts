@@ -6,6 +6,7 @@ import type { Settings } from '../options.js'
 import { checkClientCredentials, parseClientCredentials } from '../protocol/client-authentication.js'
 import { OAuthError } from '../protocol/errors.js'
 import type { Parameters } from '../protocol/parameters.js'
+import { authorizationHeader } from './authorization.js'
 
 /**
  * The client of a request to the token, revocation or introspection endpoint. RFC 6749 §2.3 and §3.2.1.
@@ -14,7 +15,7 @@ import type { Parameters } from '../protocol/parameters.js'
  *   `unauthorized_client` or `temporarily_unavailable` for a client known by a URL that may not or cannot be looked up
  */
 export async function authenticateClient (settings: Settings, request: FastifyRequest, parameters: Parameters, now: number): Promise<Client> {
-  const credentials = parseClientCredentials(request.headers.authorization, parameters)
+  const credentials = parseClientCredentials(authorizationHeader(request), parameters)
   const { clientId } = credentials
   const client = await settings.findClient(clientId, async () => await userBehind(settings, clientId, parameters, now))
   if (client === undefined) {

@@ -24,7 +24,8 @@ export function answerPreflights (app: FastifyInstance, isOurs: (route: RouteOpt
     refuseHostPolicy(route)
     const options = { method: 'OPTIONS', url: route.url, constraints: route.constraints ?? {} } as const
     if ([route.method].flat().includes('OPTIONS') || this.hasRoute(options)) return
-    this.route({ ...options, url: route.routePath, handler: async (_request, reply) => sendPreflight(reply) })
+    // Of a '/' below a prefix Fastify makes two routes; this is for the one that is asked about.
+    this.route({ ...options, url: route.routePath, prefixTrailingSlash: route.url.endsWith('/') ? 'slash' : 'no-slash', handler: async (_request, reply) => sendPreflight(reply) })
   })
   return paths
 }

@@ -7,6 +7,7 @@ import { OAuthError, type Reason } from '../protocol/errors.js'
 import type { Resource } from '../protocol/resource.js'
 import { formatScope, type ScopeCatalogue } from '../protocol/scope.js'
 import { grantOf, refusal, type Grant } from '../store/grant.js'
+import { bearerToken } from './authorization.js'
 import { allowAnyOriginOnReply, answerPreflights, sendPreflight } from './cors.js'
 import { logRefusal, sendJsonError, toOAuthError } from './errors.js'
 import { measurements, type Measurement } from './metrics.js'
@@ -130,7 +131,7 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
       // Of several guards each has to accept the token for itself.
       request.oauth = null
 
-      const token = bearerToken(request.headers.authorization)
+      const token = bearerToken(request)
       try {
         if (token === '') return refuseToken(request, reply, 'token_missing')
         const { grant, reason } = await verify(token, resources, request, Date.now())
@@ -151,6 +152,8 @@ function createProtect (settings: GuardSettings): (options?: ProtectOptions) => 
       } catch (thrown) {
         const error = toOAuthError(thrown)
         logRefusal(request, error)
+        // The app's own check of a token may throw it. Without a challenge clients would not know how to sign in.
+        if (error.statusCode === 401) return refuseToken(request, reply, 'token_unknown')
         sendJsonError(reply, error)
         return false
       }
@@ -178,12 +181,6 @@ export function verifyHere (settings: Settings): Verify {
     const grant = fallbackToken && fallbackGrant(scopes, await fallbackToken(token, request))
     return grant === undefined ? { grant, reason } : { grant, reason: refusal(grant, resources, now, idleLifetime) }
   }
-}
-
-/** The token of a Bearer header; empty for none. The scheme's case does not matter. RFC 9110 §11.1, RFC 6750 §2.1. */
-export function bearerToken (authorization: string | undefined): string {
-  if (authorization === undefined || authorization.length < 7) return ''
-  return authorization.slice(0, 7).toLowerCase() === 'bearer ' ? authorization.slice(7).trim() : ''
 }
 
 function authInfo ({ grantId, userId, tenantId, clientId, clientName, scopes, resource, expiresAt }: Grant, token: string): AuthInfo {

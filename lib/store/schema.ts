@@ -86,8 +86,9 @@ export const findMark = (parameter: '$' | '?'): string => `
   ) LIMIT 1
 `
 
-/** Neither revoked nor expired at the parameter. A grant lives while it can be refreshed. */
-export const live = (now: string): string => `revoked_at IS NULL AND (expires_at IS NULL OR ${now} < coalesce(refresh_expires_at, expires_at))`
+/** Neither revoked nor expired at the parameter. A grant lives while it can be used or refreshed, whichever is longer. */
+export const live = (now: string): string =>
+  `revoked_at IS NULL AND (expires_at IS NULL OR ${now} < CASE WHEN refresh_expires_at > expires_at THEN refresh_expires_at ELSE expires_at END)`
 
 /** Revoked or expired before the parameter. */
 export const ended = (before: string): string =>

@@ -916,16 +916,23 @@ export default [
     why: 'a guard is for one resource'
   },
   {
+    file: 'lib/http/authorization.ts',
+    search: 'return times > 1 ? ',
+    replace: 'return times > 9 ? ',
+    tests: [attack(29), 'test/guard.test.ts: two Authorization headers'],
+    why: 'of two Authorization headers none is chosen'
+  },
+  {
     file: 'lib/http/guard.ts',
-    search: 'const token = bearerToken(request.headers.authorization)',
-    replace: "const token = bearerToken(request.headers.authorization) || String((request.query as Record<string, string>).access_token ?? '')",
+    search: 'const token = bearerToken(request)',
+    replace: "const token = bearerToken(request) || String((request.query as Record<string, string>).access_token ?? '')",
     tests: [attack(26)],
     why: 'no token is read from an address'
   },
   {
     file: 'lib/http/guard.ts',
-    search: 'logRefusal(request, error)\n        sendJsonError(reply, error)\n        return false',
-    replace: 'logRefusal(request, error)\n        return true',
+    search: "if (error.statusCode === 401) return refuseToken(request, reply, 'token_unknown')\n        sendJsonError(reply, error)\n        return false",
+    replace: 'return true',
     tests: [guard('the store out of reach')],
     why: 'a guard that cannot ask lets nobody pass'
   },
@@ -1466,6 +1473,20 @@ export default [
     tests: [attack(36)],
     why: 'a host is asked by https',
     explained: 'whoever calls it has checked that already, and Node’s https takes no other URL'
+  },
+  {
+    file: 'lib/http/guard.ts',
+    search: "if (error.statusCode === 401) return refuseToken(request, reply, 'token_unknown')",
+    replace: '',
+    tests: [guard('fallbackToken is asked')],
+    why: 'whoever refuses a token, clients learn how to sign in'
+  },
+  {
+    file: 'lib/store/schema.ts',
+    search: 'CASE WHEN refresh_expires_at > expires_at THEN refresh_expires_at ELSE expires_at END',
+    replace: 'coalesce(refresh_expires_at, expires_at)',
+    tests: ['test/store/sqlite.test.ts'],
+    why: 'what can be used is listed'
   },
   ...[
     ["await this.revoke({ grantId: row.id }, 'code_replayed', row.createdAt)", '', 'a replay ends the grant'],

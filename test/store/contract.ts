@@ -226,6 +226,8 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
         row({ expiresAt: NOW - 1, refreshExpiresAt: NOW + 1 }),
         row({ expiresAt: NOW }),
         row({ expiresAt: NOW - 1, refreshExpiresAt: NOW }),
+        // What can be used longer than it can be refreshed.
+        row({ expiresAt: NOW + 1, refreshExpiresAt: NOW - 1 }),
         row({ clientId: 'other', clientName: 'Other', expiresAt: NOW }),
         row({ clientId: 'nameless', clientName: null }),
         row({ clientId: 'nameless', clientName: null }),
@@ -234,7 +236,7 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
       ]) await store.issue(each)
       for (const { id } of revoked) await store.revoke({ grantId: id }, 'client_revoked', NOW)
       t.strictSame((await store.stats(NOW)).map((each) => ({ ...each })), [
-        { clientId: 'app', clientName: 'App', active: 3, revoked: 2, expired: 2 },
+        { clientId: 'app', clientName: 'App', active: 4, revoked: 2, expired: 2 },
         { clientId: 'nameless', clientName: null, active: 2, revoked: 0, expired: 0 },
         { clientId: null, clientName: 'App', active: 1, revoked: 1, expired: 0 },
         { clientId: 'other', clientName: 'Other', active: 0, revoked: 0, expired: 1 }
@@ -265,7 +267,7 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
     })
 
     await test('purge deletes what ended before a time, in bounded batches, and nothing that lives', async (t, store) => {
-      const live = [row(), row({ expiresAt: NOW + 1000 }), row({ expiresAt: NOW - 1, refreshExpiresAt: NOW })]
+      const live = [row(), row({ expiresAt: NOW + 1000 }), row({ expiresAt: NOW - 1, refreshExpiresAt: NOW }), row({ expiresAt: NOW, refreshExpiresAt: NOW - 1 })]
       const ended = Array.from({ length: 7 }, (_, index) => row(index % 2 === 0 ? { expiresAt: NOW - 1 } : { revokedAt: NOW - 1, revokedReason: 'disconnected' }))
       const recent = row({ revokedAt: NOW, revokedReason: 'disconnected' })
       for (const each of [...live, ...ended, recent]) await store.issue(each)
@@ -273,7 +275,7 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
       t.strictSame([await store.purge(NOW, 5), await store.purge(NOW, 5), await store.purge(NOW, 5)], [5, 2, 0])
       t.equal(await store.count({ endedBefore: NOW }), 0)
       await store.revoke({ userId: 'carol' }, 'disconnected', NOW)
-      t.equal(await store.count({ endedBefore: NOW + 1 }), 3, 'what a disconnect left behind included')
+      t.equal(await store.count({ endedBefore: NOW + 1 }), 4, 'what a disconnect left behind included')
       for (const each of [...live, recent]) t.not(await store.find(each.id), null)
     })
 
