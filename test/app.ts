@@ -5,8 +5,8 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Test } from 'tap'
-import mcpOAuth, { type McpOAuthOptions } from '../lib/index.js'
-import { sqliteStore } from '../lib/store/sqlite.js'
+import mcpOAuth, { type McpOAuthOptions } from '../dist/index.js'
+import { sqliteStore } from '../dist/store/sqlite.js'
 
 export const KEY = 'k'.repeat(43)
 export const ISSUER = 'http://localhost:3000'

@@ -3,8 +3,8 @@ import { SignJWT, UnsecuredJWT } from 'jose'
 import { generateKeyPairSync, hash, randomBytes, type KeyObject } from 'node:crypto'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import mcpOAuth, { type AuditEvent, type ConfiguredClient, type McpOAuthOptions } from '../lib/index.js'
-import { sqliteStore } from '../lib/store/sqlite.js'
+import mcpOAuth, { type AuditEvent, type ConfiguredClient, type McpOAuthOptions } from '../dist/index.js'
+import { sqliteStore } from '../dist/store/sqlite.js'
 import { CALLBACK, FORM, ISSUER, bearer, dance, folder, form, testApp, testOptions } from './app.js'
 
 const HOUR = 3600

@@ -1,6 +1,6 @@
 import t from 'tap'
-import type { AuditEvent } from '../lib/index.js'
-import { connectClient, mintToken } from '../lib/testing.js'
+import type { AuditEvent } from '../dist/index.js'
+import { connectClient, mintToken } from '../dist/testing.js'
 import { FORM, bearer, dance, fieldOf, form, testApp } from './app.js'
 
 const PAGE = '/my/connected_apps'

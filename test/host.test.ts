@@ -9,9 +9,9 @@ import { copyFileSync, rmSync, writeFileSync } from 'node:fs'
 import { get, request as httpRequest } from 'node:http'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import mcpOAuth, { type McpOAuthOptions } from '../lib/index.js'
-import { sqliteStore } from '../lib/store/sqlite.js'
-import { connectClient } from '../lib/testing.js'
+import mcpOAuth, { type McpOAuthOptions } from '../dist/index.js'
+import { sqliteStore } from '../dist/store/sqlite.js'
+import { connectClient } from '../dist/testing.js'
 import { CALLBACK, FORM, ISSUER, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
 
 type Response = Awaited<ReturnType<FastifyInstance['inject']>>

@@ -3,8 +3,8 @@ import { SignJWT, exportJWK, generateKeyPair, type CryptoKey, type JWK } from 'j
 import { createHash } from 'node:crypto'
 import { isDeepStrictEqual } from 'node:util'
 import t from 'tap'
-import mcpOAuth, { type ConfiguredClient, type McpOAuthOptions, type ResourceOptions } from '../lib/index.js'
-import { sqliteStore } from '../lib/store/sqlite.js'
+import mcpOAuth, { type ConfiguredClient, type McpOAuthOptions, type ResourceOptions } from '../dist/index.js'
+import { sqliteStore } from '../dist/store/sqlite.js'
 import { CALLBACK, FORM, bearer, fieldOf, form, pkce, testOptions } from './app.js'
 import { Network } from './network.js'
 

@@ -7,10 +7,10 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import t, { type Test } from 'tap'
-import mcpOAuth, { StoreUnavailableError, type McpOAuthOptions, type Measurement, type TokenStore } from '../lib/index.js'
-import remoteGuard from '../lib/remote.js'
-import { sqliteStore } from '../lib/store/sqlite.js'
-import { connectClient, mintToken } from '../lib/testing.js'
+import mcpOAuth, { StoreUnavailableError, type McpOAuthOptions, type Measurement, type TokenStore } from '../dist/index.js'
+import remoteGuard from '../dist/remote.js'
+import { sqliteStore } from '../dist/store/sqlite.js'
+import { connectClient, mintToken } from '../dist/testing.js'
 import { CALLBACK, FORM, bearer, dance, fieldOf, folder, form, freePort, testApp, testOptions } from './app.js'
 
 const CHANNEL = 'fastify-mcp-oauth:request'
@@ -247,7 +247,7 @@ t.test('where nobody listens, nothing is published and no clock is read', async 
   // Fastify reads the clock too; whose a reading is, its caller tells.
   let readings = 0
   const reading = (): number => {
-    if (/\/lib\/http\/(metrics|guard)\./.test(new Error().stack!.split('\n')[3]!)) readings++
+    if (/\/dist\/http\/(metrics|guard)\./.test(new Error().stack!.split('\n')[3]!)) readings++
     return 0
   }
   const now = (): number => reading()

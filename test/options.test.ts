@@ -5,8 +5,8 @@ import https from 'node:https'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
-import mcpOAuth, { type McpOAuthOptions, type ProtectOptions } from '../lib/index.js'
-import { sqliteStore } from '../lib/store/sqlite.js'
+import mcpOAuth, { type McpOAuthOptions, type ProtectOptions } from '../dist/index.js'
+import { sqliteStore } from '../dist/store/sqlite.js'
 import { folder, KEY, testOptions } from './app.js'
 
 /** Never opened where the options are refused. */

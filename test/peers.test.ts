@@ -3,7 +3,7 @@ import { hash } from 'node:crypto'
 import * as oauth4webapi from 'oauth4webapi'
 import * as openidClient from 'openid-client'
 import t, { type Test } from 'tap'
-import mcpOAuth from '../lib/index.js'
+import mcpOAuth from '../dist/index.js'
 import { CALLBACK, FORM, bearer, fieldOf, form, freePort, testOptions } from './app.js'
 
 // What other people's clients make of this server, over HTTP.

@@ -49,13 +49,13 @@ function problemsOf ({ file, search, replace, tests, why }) {
   return problems.map((problem) => `${file}, ${why}: ${problem}`)
 }
 
-/** Writes a file of a copy. Its TypeScript is compiled here, one file at a time: to do so in each run would take longer than the tests. */
+/** Writes a file of a copy; TypeScript as what is built of it, one file at a time. */
 function write (copy, file, source) {
-  if (file.endsWith('.ts')) writeFileSync(join(copy, file.replace(/\.ts$/, '.js')), ts.transpileModule(source, { compilerOptions: COMPILER_OPTIONS }).outputText)
+  if (file.endsWith('.ts')) writeFileSync(join(copy, file.replace(/^lib/, 'dist').replace(/\.ts$/, '.js')), ts.transpileModule(source, { compilerOptions: COMPILER_OPTIONS }).outputText)
   else writeFileSync(join(copy, file), source)
 }
 
-/** A tree in which files may be changed. What was built of it stays whole: tests that start processes see no mutation in them. */
+/** A tree in which files may be changed, with all that is built of it. */
 async function makeCopy () {
   const copy = mkdtempSync(join(tmpdir(), 'mcp-oauth-mutation-'))
   process.once('exit', () => rmSync(copy, { recursive: true, force: true }))
@@ -64,11 +64,9 @@ async function makeCopy () {
     cpSync(join(ROOT, name), join(copy, name), { recursive: true, filter: (path) => basename(path) !== 'node_modules' })
   }
   symlinkSync(join(ROOT, 'node_modules'), join(copy, 'node_modules'), 'junction')
-  for (const folder of ['lib', 'test']) {
-    for (const name of readdirSync(join(copy, folder), { recursive: true })) {
-      const file = join(folder, name)
-      if (file.endsWith('.ts')) write(copy, file, readFileSync(join(copy, file), 'utf8'))
-    }
+  for (const name of readdirSync(join(copy, 'test'), { recursive: true })) {
+    const file = join('test', name)
+    if (file.endsWith('.ts')) write(copy, file, readFileSync(join(copy, file), 'utf8'))
   }
   const { status, output } = await run(copy, [TSC, '-p', 'tsconfig.build.json'])
   if (status !== 0) throw new Error(`The build fails:\n${output}`)

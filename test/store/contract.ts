@@ -1,8 +1,8 @@
 import { createHash, randomBytes } from 'node:crypto'
 import type { Test } from 'tap'
-import { summarize } from '../../lib/grants/tokens.js'
-import { newRow } from '../../lib/store/schema.js'
-import type { Selector, TokenRow, TokenStore } from '../../lib/store/store.js'
+import { summarize } from '../../dist/grants/tokens.js'
+import { newRow } from '../../dist/store/schema.js'
+import type { Selector, TokenRow, TokenStore } from '../../dist/store/store.js'
 
 const NOW = 1_800_000_000_000
 

@@ -1,7 +1,7 @@
 import pg from 'pg'
 import t, { type Test } from 'tap'
-import { postgresStore, type PostgresStoreOptions } from '../../lib/store/postgres.js'
-import type { TokenStore } from '../../lib/store/store.js'
+import { postgresStore, type PostgresStoreOptions } from '../../dist/store/postgres.js'
+import type { TokenStore } from '../../dist/store/store.js'
 import { startPostgres } from '../postgres.js'
 import { storeContract } from './contract.js'
 
