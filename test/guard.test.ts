@@ -326,6 +326,16 @@ t.test('the use of a token is noted once a minute and shown on close', async (t)
   t.ok(row!.lastUsedAt! <= before && row!.lastUsedAt! > before - 60_000)
 })
 
+t.test('tokens.verify() knows the resources of the app, and no others', async (t) => {
+  const app = await testApp(t, { resources: [{ path: '/mcp' }, { path: '/other' }] }, {}, { resource: '/mcp' })
+  const anywhere = await mintToken(app, { userId: 'alice', scopes: ['read'] })
+  const bound = await mintToken(app, { userId: 'alice', scopes: ['read'], resource: `${ISSUER}/mcp` })
+  const verify = async (token: string, resource?: string) => (await app.oauth.tokens.verify(token, resource === undefined ? {} : { resource }))?.userId
+  t.strictSame([await verify(anywhere), await verify(anywhere, `${ISSUER}/mcp`), await verify(anywhere, `${ISSUER}/other`)], ['alice', 'alice', 'alice'])
+  t.strictSame([await verify(bound), await verify(bound, `${ISSUER}/mcp`), await verify(bound, `${ISSUER}/other`)], ['alice', 'alice', undefined])
+  for (const unknown of ['https://evil.example/mcp', `${ISSUER}/elsewhere`, '', 'mcp']) t.strictSame([await verify(anywhere, unknown), await verify(bound, unknown)], [undefined, undefined], unknown)
+})
+
 t.test('two Authorization headers on the wire are one bad token, not a choice', async (t) => {
   const app = await testApp(t)
   const token = await mintToken(app, { userId: 'alice', scopes: ['read'] })
