@@ -55,6 +55,8 @@ export async function startTarget ({ id, file, options = {}, execArgv }) {
   if (typeof ready[0]?.port !== 'number') throw new Error(`${id} does not start`)
   return {
     ...ready[0],
+    // PostgreSQL needs the core that it shares with the load.
+    busy: options.postgres === undefined,
     ask,
     async prepare (what, count) {
       const path = join(work, `${id}-${what}.json`)
@@ -77,7 +79,7 @@ load.child.channel.unref()
 export async function measure (target, order) {
   const before = await target.ask({ usage: true })
   load.child.channel.ref()
-  const seen = await load.ask({ port: target.port, connections: 64, ...order })
+  const seen = await load.ask({ port: target.port, busy: target.busy, connections: 64, ...order })
   load.child.channel.unref()
   const { cpu, rss } = await target.ask({ usage: true })
   if (seen.wrong !== undefined) throw new Error(seen.wrong)

@@ -1,5 +1,5 @@
 // Asks a server as fast as it answers, over plain sockets: what this costs a request must stay below what the server does.
-// Told what to do by its parent: { port, connections, file, once, warmUp, duration }; answers with what it saw.
+// Told what to do by its parent: { port, connections, file, once, busy, warmUp, duration }; answers with what it saw.
 import { readFileSync } from 'node:fs'
 import { connect } from 'node:net'
 import { performance } from 'node:perf_hooks'
@@ -8,15 +8,20 @@ process.on('message', async (order) => process.send(await run(order)))
 
 /**
  * `once`: each request of the file is sent once, and the time is that of all. Otherwise they are sent round and round,
- * for `warmUp` milliseconds that do not count and `duration` ones that do.
+ * for `warmUp` milliseconds that do not count and `duration` ones that do. `busy`: it never sleeps. Else each answer would
+ * have to wake it, at the cost of the server: in a virtual machine more than a slow server's own work, and nothing for a
+ * fast one, which leaves it no time to sleep.
  */
-async function run ({ port, connections, file, once, warmUp = 0, duration }) {
+async function run ({ port, connections, file, once, busy, warmUp = 0, duration }) {
   const requests = JSON.parse(readFileSync(file, 'utf8')).map((request) => ({ bytes: encode(request), status: request.status ?? 200 }))
   const times = new Float64Array(4_000_000)
   let next = 0
   let done = 0
   let wrong = null
   let ending = false
+  let ended = false
+  const stayAwake = () => { if (!ended) setImmediate(stayAwake) }
+  if (busy) stayAwake()
   const countFrom = performance.now() + warmUp
 
   const startedAt = performance.now()
@@ -48,6 +53,7 @@ async function run ({ port, connections, file, once, warmUp = 0, duration }) {
       send()
     })
   })))
+  ended = true
   if (wrong !== null) return { wrong: wrong.slice(0, 3000) }
   const seconds = (performance.now() - (once ? startedAt : countFrom)) / 1000
   const sorted = times.subarray(0, Math.min(done, times.length)).sort()

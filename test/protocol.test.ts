@@ -741,6 +741,18 @@ t.test('a signed value reads as what was signed, and is the same string each tim
   t.strictSame({ ...headerOf(value), kid: '' }, { alg: 'HS256', typ: 'mcp-oauth-client', kid: '' })
 })
 
+t.test('of more signed values than are remembered, each reads as itself, again and again', async (t) => {
+  const signer = await createSigner<object>([keyA], 'client')
+  const contents = Array.from({ length: 1100 }, (_, index) => ({ client_name: `App ${index}` }))
+  const values = await Promise.all(contents.map(signer.sign))
+  t.equal(new Set(values).size, contents.length)
+  for (const time of ['first', 'again']) {
+    t.strictSame(await Promise.all(values.map(signer.verify)), contents, time)
+    t.strictSame(await Promise.all(contents.map(signer.sign)), values, time)
+    t.equal(await signer.verify(`${values[0]!.slice(0, -1)}_`), undefined, `${time}, a changed one is not taken for one of them`)
+  }
+})
+
 t.test('signing keys rotate: the first signs, all verify, and what a removed key signed is nothing', async (t) => {
   const create = async (keys: Uint8Array[]): Promise<Signer<object>> => await createSigner<object>(keys, 'client')
   const [before, both, after] = await Promise.all([create([keyA]), create([keyB, keyA]), create([keyB])])

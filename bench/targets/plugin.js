@@ -79,8 +79,11 @@ async function oneQueryEach (connectionString) {
   const { default: pg } = await import('pg')
   const pool = new pg.Pool({ connectionString })
   const store = postgresStore({ pool })
-  const columns = (await import('../../dist/store/schema.js')).SELECT_LIST
-  store.findByTokenHash = async (tokenHash) => (await pool.query({ name: 'one', text: `SELECT ${columns} FROM access_tokens WHERE token_hash = $1`, values: [tokenHash] })).rows[0] ?? null
+  const { COLUMN_LIST: columns, rowOf } = await import('../../dist/store/schema.js')
+  store.findByTokenHash = async (tokenHash) => {
+    const { rows: [values] } = await pool.query({ name: 'one', text: `SELECT ${columns} FROM access_tokens WHERE token_hash = $1`, values: [tokenHash], rowMode: 'array' })
+    return values === undefined ? null : rowOf(values)
+  }
   return store
 }
 

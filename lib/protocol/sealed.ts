@@ -5,6 +5,9 @@ import { deriveKey } from './secret.js'
 /** Nothing longer is even parsed. */
 const MAX_LENGTH = 8192
 
+/** Signed values, each of at most some kilobytes. */
+const REMEMBERED = 500
+
 export type Unreadable = 'expired' | 'unreadable'
 
 /** What is sealed says itself until when it holds, in epoch milliseconds. */
@@ -66,20 +69,37 @@ export interface Signer<T> {
 
 export async function createSigner<T> (keys: readonly Uint8Array[], purpose: string): Promise<Signer<T>> {
   const keyring = await createKeyring(keys, purpose, { name: 'HMAC', hash: 'SHA-256' }, ['sign', 'verify'])
-  return {
-    async sign (payload) {
-      return await new CompactSign(Buffer.from(JSON.stringify(payload))).setProtectedHeader({ alg: 'HS256', ...keyring.header }).sign(keyring.first)
-    },
+  const sign = remembering(async (payload) =>
+    await new CompactSign(Buffer.from(payload)).setProtectedHeader({ alg: 'HS256', ...keyring.header }).sign(keyring.first))
 
-    async verify (value) {
-      if (!isCanonical(value, 3)) return undefined
-      try {
-        const { payload } = await compactVerify(value, keyring.find, { algorithms: ['HS256'] })
-        return JSON.parse(Buffer.from(payload).toString())
-      } catch {
-        return undefined
-      }
+  const verify = remembering(async (value): Promise<T | undefined> => {
+    if (!isCanonical(value, 3)) return undefined
+    try {
+      const { payload } = await compactVerify(value, keyring.find, { algorithms: ['HS256'] })
+      return JSON.parse(Buffer.from(payload).toString())
+    } catch {
+      return undefined
     }
+  })
+
+  return { sign: async (payload) => await sign(JSON.stringify(payload)), verify }
+}
+
+/**
+ * The same few apps register and come back again and again, and signing takes longer than all else that they ask for.
+ * What comes to nothing is not remembered: anyone can send any amount of it.
+ */
+function remembering<T> (work: (text: string) => Promise<T>): (text: string) => Promise<T> {
+  const results = new Map<string, T>()
+  return async (text) => {
+    const known = results.get(text)
+    if (known !== undefined) return known
+    const result = await work(text)
+    if (result === undefined) return result
+    // A Map keeps the order in which its entries came: the first is the oldest.
+    if (results.size >= REMEMBERED) results.delete(results.keys().next().value!)
+    results.set(text, result)
+    return result
   }
 }
 

@@ -1,7 +1,7 @@
 import createError from '@fastify/error'
 import type { Pool, PoolConfig, QueryResult, QueryResultRow } from 'pg'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, columnDefinitions, countQuery, disconnectMark, ended, findMark, insertValues, live, missingParts, selected, statsQuery } from './schema.js'
+import { COLUMNS, COLUMN_LIST, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
 import { StoreUnavailableError, type ClientStats, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
 /** A pool of yours, which stays open when the app closes, or what `pg` takes to make one. */
@@ -18,7 +18,7 @@ export type PostgresStoreOptions = ({ pool: Pool } | PoolConfig) & {
 const TABLE = columnDefinitions({ bytes: 'bytea', time: 'bigint' })
 
 /** Times are read as doubles, which the driver turns into numbers, and which hold milliseconds exactly. */
-const SELECT_LIST = COLUMNS.map(([field, column, type]) => `${column}${type.startsWith('time') ? '::float8' : ''} AS "${field}"`).join(', ')
+const SELECT_LIST = COLUMNS.map(([, column, type]) => `${column}${type.startsWith('time') ? '::float8' : ''}`).join(', ')
 
 /** Any number that others are unlikely to lock. */
 const MIGRATION_LOCK = 7_426_917_311
@@ -105,9 +105,9 @@ class PostgresStore implements TokenStore {
   }
 
   async #insert (row: TokenRow): Promise<boolean> {
-    const values = insertValues(row)
+    const values = valuesOf(row)
     const { rowCount } = await this.#query('insert', `
-      INSERT INTO access_tokens (${INSERT_LIST}) VALUES (${values.map((_, index) => `$${index + 1}`).join(', ')}) ON CONFLICT (id) DO NOTHING
+      INSERT INTO access_tokens (${COLUMN_LIST}) VALUES (${values.map((_, index) => `$${index + 1}`).join(', ')}) ON CONFLICT (id) DO NOTHING
     `, values)
     return rowCount === 1
   }
@@ -125,8 +125,8 @@ class PostgresStore implements TokenStore {
     const lookups = this.#lookups
     this.#lookups = []
     this.#lookupsInFlight += 1
-    this.#query<TokenRow>('find_by_token_hash', `SELECT ${SELECT_LIST} FROM access_tokens WHERE token_hash = ANY($1)`, [lookups.map(({ tokenHash }) => tokenHash)])
-      .then(({ rows }) => {
+    this.#rows('find_by_token_hash', 'token_hash = ANY($1)', [lookups.map(({ tokenHash }) => tokenHash)])
+      .then((rows) => {
         const found = new Map(rows.map((row) => [keyOf(row.tokenHash), row]))
         for (const { tokenHash, resolve } of lookups) resolve(found.get(keyOf(tokenHash)) ?? null)
       })
@@ -141,15 +141,11 @@ class PostgresStore implements TokenStore {
   }
 
   async find (grantId: string): Promise<TokenRow | null> {
-    const { rows: [row] } = await this.#query<TokenRow>('find', `SELECT ${SELECT_LIST} FROM access_tokens WHERE id = $1`, [grantId])
-    return row ?? null
+    return (await this.#rows('find', 'id = $1', [grantId]))[0] ?? null
   }
 
   async list ({ userId }: { userId: string }, now: number): Promise<TokenRow[]> {
-    const { rows } = await this.#query<TokenRow>('list', `
-      SELECT ${SELECT_LIST} FROM access_tokens WHERE user_id = $1 AND ${live('$2')} ORDER BY created_at, id
-    `, [userId, now])
-    return rows
+    return await this.#rows('list', `user_id = $1 AND ${live('$2')} ORDER BY created_at, id`, [userId, now])
   }
 
   async rotate (grantId: string, from: Uint8Array, to: Rotation): Promise<boolean> {
@@ -207,12 +203,18 @@ class PostgresStore implements TokenStore {
     else await pool.end()
   }
 
+  async #rows (name: string, condition: string, values: unknown[]): Promise<TokenRow[]> {
+    const { rows } = await this.#query<unknown[]>(name, `SELECT ${SELECT_LIST} FROM access_tokens WHERE ${condition}`, values, 'array')
+    return rows.map((values) => rowOf(values))
+  }
+
   /** Without a name a statement is planned for its values, which pays off where it is rare and goes over much. */
-  async #query<R extends QueryResultRow>(name: string | null, text: string, values: unknown[]): Promise<QueryResult<R>> {
+  async #query<R extends QueryResultRow>(name: string | null, text: string, values: unknown[], rowMode?: 'array'): Promise<QueryResult<R>> {
     const query = {
       ...(name !== null && this.#options.preparedStatements !== false && { name: `mcp_oauth_${name}` }),
       text,
       values,
+      ...(rowMode !== undefined && { rowMode }),
       // The pool closes a connection whose query ran into this.
       query_timeout: this.#timeout
     }

@@ -43,13 +43,18 @@ export const INDEXES = `
   CREATE INDEX IF NOT EXISTS access_tokens_expired ON access_tokens (expires_at) WHERE expires_at IS NOT NULL;
 `
 
-/** A select list whose rows come out as `TokenRow`. */
-export const SELECT_LIST = COLUMNS.map(([field, column]) => `${column} AS "${field}"`).join(', ')
-export const INSERT_LIST = COLUMNS.map(([, column]) => column).join(', ')
+export const COLUMN_LIST = COLUMNS.map(([, column]) => column).join(', ')
 
-/** The row's values in the order of INSERT_LIST. */
-export function insertValues (row: TokenRow): Array<TokenRow[keyof TokenRow]> {
+/** The row's values in the order of COLUMN_LIST. */
+export function valuesOf (row: TokenRow): Array<TokenRow[keyof TokenRow]> {
   return COLUMNS.map(([field]) => row[field])
+}
+
+/** The row of such values. Drivers are asked for lists, because to make objects takes them longer than the look-up. */
+export function rowOf (values: readonly unknown[]): TokenRow {
+  const row: Record<string, unknown> = {}
+  for (let index = 0; index < COLUMNS.length; index++) row[COLUMNS[index]![0]] = values[index]
+  return row as unknown as TokenRow
 }
 
 const EMPTY_ROW = Object.fromEntries(COLUMNS.map(([field]) => [field, null])) as unknown as TokenRow

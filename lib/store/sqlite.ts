@@ -3,7 +3,7 @@ import createError from '@fastify/error'
 import { closeSync, existsSync, openSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, INDEXES, INSERT_LIST, SELECT_LIST, columnDefinitions, countQuery, disconnectMark, ended, findMark, insertValues, live, missingParts, selected, statsQuery } from './schema.js'
+import { COLUMNS, COLUMN_LIST, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
 import { StoreUnavailableError, type ClientStats, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
 export interface SqliteStoreOptions {
@@ -14,27 +14,29 @@ export interface SqliteStoreOptions {
 }
 
 const TABLE = columnDefinitions({ bytes: 'blob', time: 'integer' })
+const SELECT = `SELECT ${COLUMN_LIST} FROM access_tokens WHERE`
+const FIND = `${SELECT} id = ?`
+const FIND_BY_TOKEN_HASH = `${SELECT} token_hash = ?`
+const LIST = `${SELECT} user_id = ? AND ${live('?')} ORDER BY created_at, id`
 
 /** Milliseconds that one process waits for another's commit. */
 const BUSY_TIMEOUT = 5000
 const SQLITE_BUSY = 5
 
 const SqliteMissingError = createError('FST_MCP_OAUTH_SQLITE_MISSING',
-  'sqliteStore() needs Node 22.13 or newer, or the package @photostructure/sqlite. Run: npm install @photostructure/sqlite')
+  'sqliteStore() needs Node 24 or newer, or the package @photostructure/sqlite. Run: npm install @photostructure/sqlite')
 
 /**
  * One file, one machine; several processes may share it. WAL and `synchronous=FULL`: what was answered survives a
- * crash and a power cut. Uses Node's own SQLite where there is one (22.13 or newer), else `@photostructure/sqlite`.
+ * crash and a power cut. Uses Node's own SQLite where it has what this needs, else `@photostructure/sqlite`.
  */
 export function sqliteStore ({ path, migrate = true }: SqliteStoreOptions): TokenStore {
   return new SqliteStore(path, migrate)
 }
 
-interface PendingIssue {
+interface Issue {
   row: TokenRow
   codeIssuedAt: number | undefined
-  resolve: (result: IssueResult) => void
-  reject: (error: Error) => void
 }
 
 class SqliteStore implements TokenStore {
@@ -42,8 +44,10 @@ class SqliteStore implements TokenStore {
   readonly #migrate: boolean
   readonly #lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
   readonly #statements = new Map<string, StatementSyncInstance>()
+  // Those that arrive together share one transaction, whose wait for the disk, or locks of the file, cost more than they do.
+  readonly #issues = new Batch((issues: Issue[]) => this.#use(() => this.#transaction('IMMEDIATE', () => issues.map((issue) => this.#issueOne(issue)))))
+  readonly #lookups = new Batch((hashes: Uint8Array[]) => this.#use(() => this.#transaction('DEFERRED', () => hashes.map((hash) => this.#find(FIND_BY_TOKEN_HASH, hash)))))
   #database: DatabaseSyncInstance | undefined
-  #pending: PendingIssue[] = []
 
   constructor (path: string, migrate: boolean) {
     this.#path = path
@@ -80,7 +84,7 @@ class SqliteStore implements TokenStore {
       SELECT name FROM pragma_table_info('access_tokens') UNION ALL SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'access_tokens'
     `).all().map((row) => (row as { name: string }).name))
     if (missingParts(present()).length === 0) return
-    this.#transaction(() => {
+    this.#transaction('IMMEDIATE', () => {
       const now = present()
       const columns = TABLE.filter((_, index) => !now.has(COLUMNS[index]![1]))
       if (columns.length === TABLE.length) database.exec(`CREATE TABLE access_tokens (${TABLE.join(', ')}) STRICT`)
@@ -89,26 +93,11 @@ class SqliteStore implements TokenStore {
     })
   }
 
-  /** Issues that arrive together share one transaction, and so one wait for the disk; each is answered after it. */
   async issue (row: TokenRow, code?: { codeIssuedAt: number }): Promise<IssueResult> {
-    return await new Promise((resolve, reject) => {
-      this.#pending.push({ row, codeIssuedAt: code?.codeIssuedAt, resolve, reject })
-      if (this.#pending.length === 1) setImmediate(() => this.#commitPending())
-    })
+    return await this.#issues.add({ row, codeIssuedAt: code?.codeIssuedAt })
   }
 
-  #commitPending (): void {
-    const batch = this.#pending
-    this.#pending = []
-    try {
-      const results = this.#use(() => this.#transaction(() => batch.map((issue) => this.#issueOne(issue))))
-      batch.forEach(({ resolve }, index) => resolve(results[index]!))
-    } catch (error) {
-      batch.forEach(({ reject }) => reject(error as Error))
-    }
-  }
-
-  #issueOne ({ row, codeIssuedAt }: PendingIssue): IssueResult {
+  #issueOne ({ row, codeIssuedAt }: Issue): IssueResult {
     if (this.find(row.id) !== null) {
       this.#revoke({ grantId: row.id }, 'code_replayed', row.createdAt)
       return 'replayed'
@@ -119,22 +108,20 @@ class SqliteStore implements TokenStore {
   }
 
   #insert (row: TokenRow): void {
-    const values = insertValues(row)
-    this.#prepare(`INSERT INTO access_tokens (${INSERT_LIST}) VALUES (${values.map(() => '?').join(', ')}) ON CONFLICT (id) DO NOTHING`).run(...values)
+    const values = valuesOf(row)
+    this.#prepare(`INSERT INTO access_tokens (${COLUMN_LIST}) VALUES (${values.map(() => '?').join(', ')}) ON CONFLICT (id) DO NOTHING`).run(...values)
   }
 
-  findByTokenHash (tokenHash: Uint8Array): TokenRow | null {
-    return this.#one('token_hash', tokenHash)
+  async findByTokenHash (tokenHash: Uint8Array): Promise<TokenRow | null> {
+    return await this.#lookups.add(tokenHash)
   }
 
   find (grantId: string): TokenRow | null {
-    return this.#one('id', grantId)
+    return this.#find(FIND, grantId)
   }
 
   list ({ userId }: { userId: string }, now: number): TokenRow[] {
-    return this.#use(() => this.#prepare(`
-      SELECT ${SELECT_LIST} FROM access_tokens WHERE user_id = ? AND ${live('?')} ORDER BY created_at, id
-    `).all(userId, now) as unknown as TokenRow[])
+    return this.#use(() => (this.#prepare(LIST).all(userId, now) as unknown as unknown[][]).map(rowOf))
   }
 
   rotate (grantId: string, from: Uint8Array, to: Rotation): boolean {
@@ -146,7 +133,7 @@ class SqliteStore implements TokenStore {
   }
 
   revoke (selector: Selector, reason: RevokedReason, now: number): number {
-    return this.#use(() => this.#transaction(() => {
+    return this.#use(() => this.#transaction('IMMEDIATE', () => {
       if (reason === 'disconnected') this.#insert(disconnectMark(selector, now))
       return this.#revoke(selector, reason, now)
     }))
@@ -164,7 +151,7 @@ class SqliteStore implements TokenStore {
   }
 
   #writeLastUsed (uses: ReadonlyMap<string, number>): void {
-    this.#use(() => this.#transaction(() => {
+    this.#use(() => this.#transaction('IMMEDIATE', () => {
       const write = this.#prepare('UPDATE access_tokens SET last_used_at = ? WHERE id = ?')
       for (const [grantId, usedAt] of uses) write.run(usedAt, grantId)
     }))
@@ -201,15 +188,16 @@ class SqliteStore implements TokenStore {
     let statement = this.#statements.get(sql)
     if (statement === undefined) {
       statement = this.#database!.prepare(sql)
+      if (sql.startsWith(SELECT)) statement.setReturnArrays(true)
       this.#statements.set(sql, statement)
     }
     return statement
   }
 
-  #transaction<T> (work: () => T): T {
+  /** IMMEDIATE: reads inside see what no other process can change before the commit. */
+  #transaction<T> (kind: 'IMMEDIATE' | 'DEFERRED', work: () => T): T {
     const database = this.#database!
-    // IMMEDIATE: reads inside see what no other process can change before the commit.
-    database.exec('BEGIN IMMEDIATE')
+    database.exec(`BEGIN ${kind}`)
     try {
       const result = work()
       database.exec('COMMIT')
@@ -223,8 +211,11 @@ class SqliteStore implements TokenStore {
     }
   }
 
-  #one (column: string, value: string | Uint8Array): TokenRow | null {
-    return this.#use(() => (this.#prepare(`SELECT ${SELECT_LIST} FROM access_tokens WHERE ${column} = ?`).get(value) ?? null) as TokenRow | null)
+  #find (select: string, value: string | Uint8Array): TokenRow | null {
+    return this.#use(() => {
+      const values = this.#prepare(select).get(value)
+      return values === undefined ? null : rowOf(values as unknown[])
+    })
   }
 
   /** Every use of the database goes through here, so that its troubles have one name. */
@@ -237,17 +228,45 @@ class SqliteStore implements TokenStore {
   }
 }
 
+/** What is added in one turn of the event loop is done together after it: nothing is answered from before it came. */
+class Batch<Input, Output> {
+  readonly #run: (inputs: Input[]) => Output[]
+  #waiting: Array<{ input: Input, resolve: (output: Output) => void, reject: (error: unknown) => void }> = []
+
+  constructor (run: (inputs: Input[]) => Output[]) {
+    this.#run = run
+  }
+
+  add (input: Input): Promise<Output> {
+    return new Promise((resolve, reject) => {
+      if (this.#waiting.push({ input, resolve, reject }) === 1) setImmediate(() => this.#answer())
+    })
+  }
+
+  #answer (): void {
+    const waiting = this.#waiting
+    this.#waiting = []
+    try {
+      const outputs = this.#run(waiting.map(({ input }) => input))
+      waiting.forEach(({ resolve }, index) => resolve(outputs[index]!))
+    } catch (error) {
+      for (const { reject } of waiting) reject(error)
+    }
+  }
+}
+
 /** SQLITE_ERROR (bad SQL), CONSTRAINT, MISMATCH and MISUSE are bugs; all else is the database being out of reach. */
 function isOurMistake (error: unknown): boolean {
   const { errcode } = error as { errcode?: number }
   return errcode !== undefined && [1, 19, 20, 21].includes(errcode & 0xff)
 }
 
-/** Node's own driver and the package have one API; the package serves Node 20. */
+/** Node's own driver and the package have one API; the package serves Node 20, and early releases of Node 22. */
 async function loadDriver (): Promise<typeof import('@photostructure/sqlite')> {
   for (const name of ['node:sqlite', '@photostructure/sqlite']) {
     try {
-      return await import(name)
+      const driver = await import(name)
+      if ('setReturnArrays' in driver.StatementSync.prototype) return driver
     } catch {}
   }
   throw new SqliteMissingError()

@@ -71,7 +71,7 @@ export interface Rotation {
   refreshedAt: number
 }
 
-/** A synchronous store answers with the value itself, and spares the hot path a promise. */
+/** A synchronous store may answer with the value itself. */
 type Answer<T> = T | Promise<T>
 
 /**

@@ -217,6 +217,16 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
       t.equal(await other.issue(shared), 'replayed')
     })
 
+    await test('look-ups at once are each answered with their own row, as it is when they come', async (t, store) => {
+      const rows = Array.from({ length: 50 }, () => row())
+      for (const each of rows) await store.issue(each)
+      await store.revoke({ grantId: rows[7]!.id }, 'disconnected', NOW)
+      const hashes = [...rows, row(), row(), rows[0]!].map(({ tokenHash }) => tokenHash)
+      const found = await Promise.all(hashes.map(async (hash) => await store.findByTokenHash(hash)))
+      t.strictSame(found.map((each) => each?.id ?? null), [...rows.map(({ id }) => id), null, null, rows[0]!.id])
+      t.strictSame(found.map((each) => each?.revokedAt != null), hashes.map((_, index) => index === 7))
+    })
+
     await test('stats are one entry a client, the most active first, with each grant in exactly one state', async (t, store) => {
       t.strictSame(await store.stats(NOW), [])
       const revoked = [row(), row({ expiresAt: NOW }), row({ clientId: null })]

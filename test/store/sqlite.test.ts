@@ -79,7 +79,9 @@ t.test('a database that cannot be used is StoreUnavailableError, and nothing els
   const store = await openAt(t, join(folder(), 'tokens.db'))
   await store.close()
   await t.rejects(async () => await store.issue(row()), StoreUnavailableError)
-  t.throws(() => store.findByTokenHash(row().tokenHash), StoreUnavailableError)
+  const lookups = await Promise.allSettled([row(), row()].map(async ({ tokenHash }) => await store.findByTokenHash(tokenHash)))
+  t.ok(lookups.every((each) => each.status === 'rejected' && each.reason instanceof StoreUnavailableError), 'each of those that came together')
+  t.throws(() => store.find('any'), StoreUnavailableError)
   t.doesNotThrow(() => store.touch('any', 1))
 
   const file = join(folder(), 'tokens.db')
