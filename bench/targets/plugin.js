@@ -79,16 +79,21 @@ async function oneQueryEach (connectionString) {
   const { default: pg } = await import('pg')
   const pool = new pg.Pool({ connectionString })
   const store = postgresStore({ pool })
-  const { COLUMN_LIST: columns, rowOf } = await import('../../dist/store/schema.js')
+  const { GRANT_COLUMNS, grantRowOf } = await import('../../dist/store/schema.js')
+  const columns = GRANT_COLUMNS.map(([, column, type]) => type.startsWith('time') ? `${column}::float8` : column).join(', ')
   store.findByTokenHash = async (tokenHash) => {
     const { rows: [values] } = await pool.query({ name: 'one', text: `SELECT ${columns} FROM access_tokens WHERE token_hash = $1`, values: [tokenHash], rowMode: 'array' })
-    return values === undefined ? null : rowOf(values)
+    return values === undefined ? null : grantRowOf(values)
   }
   return store
 }
 
-// Rows of other users, made by the database itself, in the order of their keys: look-ups are as far apart as ever.
+// Rows of other users, made by the database itself. Their hashes are in order, so that it takes minutes and not hours, and
+// as far apart as real ones, so that each look-up is for another page of the index.
 const OTHERS = '(id, token_hash, user_id, client_id, client_name, scopes, resource, created_at, expires_at)'
+
+/** Of 63 bits, which is what both databases count with. */
+const step = (rows) => 2n ** 63n / BigInt(rows + 1)
 
 async function fillSqlite (path, rows) {
   const { DatabaseSync } = await import('@photostructure/sqlite')
@@ -97,7 +102,7 @@ async function fillSqlite (path, rows) {
     PRAGMA synchronous = OFF;
     WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ${rows})
     INSERT INTO access_tokens ${OTHERS}
-    SELECT printf('%022d', n * 1000), CAST(printf('%032d', n * 1000) AS BLOB), printf('user %09d', n / 4), 'client ' || n % 20, 'Bench', 'read write', '${ISSUER}/mcp', 1800000000000 + n, 1900000000000 FROM numbers;
+    SELECT printf('%016x%06d', n * ${step(rows)}, 0), unhex(printf('%016x%048d', n * ${step(rows)}, 0)), printf('user %09d', n / 4), 'client ' || n % 20, 'Bench', 'read write', '${ISSUER}/mcp', 1800000000000 + n, 1900000000000 FROM numbers;
     PRAGMA wal_checkpoint(TRUNCATE);
   `)
   database.close()
@@ -112,7 +117,7 @@ async function fillPostgres (connectionString, rows) {
   for (const { name } of indexes) await client.query(`DROP INDEX ${name}`)
   await client.query(`
     INSERT INTO access_tokens ${OTHERS}
-    SELECT lpad((n * 1000)::text, 22, '0'), convert_to(lpad((n * 1000)::text, 32, '0'), 'UTF8'), 'user ' || n / 4, 'client ' || n % 20, 'Bench', 'read write', '${ISSUER}/mcp', 1800000000000 + n, 1900000000000
+    SELECT lpad(to_hex(n * ${step(rows)}), 16, '0') || '000000', decode(lpad(to_hex(n * ${step(rows)}), 16, '0') || repeat('0', 48), 'hex'), 'user ' || n / 4, 'client ' || n % 20, 'Bench', 'read write', '${ISSUER}/mcp', 1800000000000 + n, 1900000000000
     FROM generate_series(1, ${rows}::bigint) AS n`)
   for (const { definition } of indexes) await client.query(definition)
   await client.query('VACUUM ANALYZE access_tokens; ')

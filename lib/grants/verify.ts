@@ -3,15 +3,15 @@ import type { Reason } from '../protocol/errors.js'
 import { refreshTokenGrant } from '../protocol/refresh-token.js'
 import { hashToken, isToken } from '../protocol/secret.js'
 import { refusal } from '../store/grant.js'
-import type { TokenRow } from '../store/store.js'
+import type { GrantRow } from '../store/store.js'
 
 /** Milliseconds: at most this often is the use of a token noted. */
 const TOUCH_INTERVAL = 60_000
 
-type Verdict = { row: TokenRow, reason: undefined } | { row: TokenRow | null, reason: Reason }
+type Verdict = { row: GrantRow, reason: undefined } | { row: GrantRow | null, reason: Reason }
 
 /** The row of an access or refresh token, also of one that is no longer good. */
-export async function findRow ({ store, refreshKeys }: Settings, token: string): Promise<TokenRow | null> {
+export async function findRow ({ store, refreshKeys }: Settings, token: string): Promise<GrantRow | null> {
   const grantId = refreshTokenGrant(refreshKeys, token)
   if (grantId !== undefined) return await store.find(grantId)
   return isToken(token) ? await store.findByTokenHash(hashToken(token)) : null

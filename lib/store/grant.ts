@@ -1,6 +1,6 @@
 import type { Reason } from '../protocol/errors.js'
 import { parseScope } from '../protocol/scope.js'
-import type { TokenRow } from './store.js'
+import type { GrantRow } from './store.js'
 
 /** What a token stands for. */
 export interface Grant {
@@ -18,13 +18,13 @@ export interface Grant {
   expiresAt: number | null
 }
 
-export function grantOf (row: TokenRow): Grant {
+export function grantOf (row: GrantRow): Grant {
   const { id, userId, tenantId, clientId, clientName, scopes, resource, expiresAt } = row
   return { grantId: id, userId, tenantId, clientId, clientName, scopes: parseScope(scopes), resource, expiresAt }
 }
 
 /** What a grant has in any case, and what only one with a row has. */
-type Life = Pick<TokenRow, 'expiresAt' | 'resource'> & Partial<Pick<TokenRow, 'revokedAt' | 'createdAt' | 'lastUsedAt' | 'refreshedAt'>>
+type Life = Pick<GrantRow, 'expiresAt' | 'resource'> & Partial<Pick<GrantRow, 'revokedAt' | 'createdAt' | 'lastUsedAt' | 'refreshedAt'>>
 
 /** Why a grant may not be used now, at any of `resources` if given; undefined if it may. `idleLifetime` is in seconds. */
 export function refusal (grant: Life, resources: readonly string[] | undefined, now: number, idleLifetime: number | null): Reason | undefined {

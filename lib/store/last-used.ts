@@ -1,5 +1,9 @@
+import { setImmediate } from 'node:timers/promises'
+
 /** Milliseconds. */
 const DELAY = 1000
+/** So many are written at once: some milliseconds' work, after which requests have their turn. */
+const BATCH = 500
 
 /**
  * Collects "this grant was used just now" and writes it a second later, once for a grant however often it was used.
@@ -22,11 +26,13 @@ export class LastUsed {
   async flush (): Promise<void> {
     clearTimeout(this.#timer)
     this.#timer = undefined
-    if (this.#uses.size === 0) return
-    const uses = this.#uses
+    const uses = [...this.#uses]
     this.#uses = new Map()
     try {
-      await this.#write(uses)
+      while (uses.length > 0) {
+        await this.#write(new Map(uses.splice(0, BATCH)))
+        await setImmediate()
+      }
     } catch {}
   }
 }

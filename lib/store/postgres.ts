@@ -1,8 +1,8 @@
 import createError from '@fastify/error'
 import type { Pool, PoolConfig, QueryResult, QueryResultRow } from 'pg'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, COLUMN_LIST, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
-import { StoreUnavailableError, type ClientStats, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
+import { COLUMNS, COLUMN_LIST, GRANT_COLUMNS, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, grantRowOf, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
+import { StoreUnavailableError, type ClientStats, type GrantRow, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
 /** A pool of yours, which stays open when the app closes, or what `pg` takes to make one. */
 export type PostgresStoreOptions = ({ pool: Pool } | PoolConfig) & {
@@ -18,7 +18,9 @@ export type PostgresStoreOptions = ({ pool: Pool } | PoolConfig) & {
 const TABLE = columnDefinitions({ bytes: 'bytea', time: 'bigint' })
 
 /** Times are read as doubles, which the driver turns into numbers, and which hold milliseconds exactly. */
-const SELECT_LIST = COLUMNS.map(([, column, type]) => `${column}${type.startsWith('time') ? '::float8' : ''}`).join(', ')
+const selectList = (columns: typeof COLUMNS): string => columns.map(([, column, type]) => `${column}${type.startsWith('time') ? '::float8' : ''}`).join(', ')
+const SELECT_ROW = `SELECT ${selectList(COLUMNS)} FROM access_tokens WHERE`
+const SELECT_GRANT = `SELECT ${selectList(GRANT_COLUMNS)}, token_hash FROM access_tokens WHERE`
 
 /** Any number that others are unlikely to lock. */
 const MIGRATION_LOCK = 7_426_917_311
@@ -41,7 +43,7 @@ export function postgresStore (options: PostgresStoreOptions): TokenStore {
 
 interface Lookup {
   tokenHash: Uint8Array
-  resolve: (row: TokenRow | null) => void
+  resolve: (row: GrantRow | null) => void
   reject: (error: unknown) => void
 }
 
@@ -113,7 +115,7 @@ class PostgresStore implements TokenStore {
   }
 
   /** Look-ups gather while others are on their way, and travel as one query: none is answered from before it came. */
-  async findByTokenHash (tokenHash: Uint8Array): Promise<TokenRow | null> {
+  async findByTokenHash (tokenHash: Uint8Array): Promise<GrantRow | null> {
     return await new Promise((resolve, reject) => {
       this.#lookups.push({ tokenHash, resolve, reject })
       if (this.#lookups.length === 1) setImmediate(() => this.#sendLookups())
@@ -125,9 +127,9 @@ class PostgresStore implements TokenStore {
     const lookups = this.#lookups
     this.#lookups = []
     this.#lookupsInFlight += 1
-    this.#rows('find_by_token_hash', 'token_hash = ANY($1)', [lookups.map(({ tokenHash }) => tokenHash)])
+    this.#lists('find_by_token_hash', `${SELECT_GRANT} token_hash = ANY($1)`, [lookups.map(({ tokenHash }) => tokenHash)])
       .then((rows) => {
-        const found = new Map(rows.map((row) => [keyOf(row.tokenHash), row]))
+        const found = new Map(rows.map((values) => [keyOf(values[GRANT_COLUMNS.length] as Uint8Array), grantRowOf(values)]))
         for (const { tokenHash, resolve } of lookups) resolve(found.get(keyOf(tokenHash)) ?? null)
       })
       .catch((error: unknown) => {
@@ -141,11 +143,12 @@ class PostgresStore implements TokenStore {
   }
 
   async find (grantId: string): Promise<TokenRow | null> {
-    return (await this.#rows('find', 'id = $1', [grantId]))[0] ?? null
+    const [values] = await this.#lists('find', `${SELECT_ROW} id = $1`, [grantId])
+    return values === undefined ? null : rowOf(values)
   }
 
-  async list ({ userId }: { userId: string }, now: number): Promise<TokenRow[]> {
-    return await this.#rows('list', `user_id = $1 AND ${live('$2')} ORDER BY created_at, id`, [userId, now])
+  async list ({ userId }: { userId: string }, now: number): Promise<GrantRow[]> {
+    return (await this.#lists('list', `${SELECT_GRANT} user_id = $1 AND ${live('$2')} ORDER BY created_at, id`, [userId, now])).map(grantRowOf)
   }
 
   async rotate (grantId: string, from: Uint8Array, to: Rotation): Promise<boolean> {
@@ -203,9 +206,8 @@ class PostgresStore implements TokenStore {
     else await pool.end()
   }
 
-  async #rows (name: string, condition: string, values: unknown[]): Promise<TokenRow[]> {
-    const { rows } = await this.#query<unknown[]>(name, `SELECT ${SELECT_LIST} FROM access_tokens WHERE ${condition}`, values, 'array')
-    return rows.map((values) => rowOf(values))
+  async #lists (name: string, text: string, values: unknown[]): Promise<unknown[][]> {
+    return (await this.#query<unknown[]>(name, text, values, 'array')).rows
   }
 
   /** Without a name a statement is planned for its values, which pays off where it is rare and goes over much. */

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { createGrantId } from '../protocol/secret.js'
-import type { Selector, TokenRow } from './store.js'
+import type { GrantRow, Selector, TokenRow } from './store.js'
 
 /** Each field of a row, its column and the column's type, in the order of the table. `time` is epoch milliseconds. */
 export const COLUMNS: ReadonlyArray<readonly [field: keyof TokenRow, column: string, type: `${'text' | 'bytes' | 'time'}${string}`]> = [
@@ -45,6 +45,9 @@ export const INDEXES = `
 
 export const COLUMN_LIST = COLUMNS.map(([, column]) => column).join(', ')
 
+/** Those of a `GrantRow`. */
+export const GRANT_COLUMNS = COLUMNS.filter(([, , type]) => !type.startsWith('bytes'))
+
 /** The row's values in the order of COLUMN_LIST. */
 export function valuesOf (row: TokenRow): Array<TokenRow[keyof TokenRow]> {
   return COLUMNS.map(([field]) => row[field])
@@ -52,9 +55,17 @@ export function valuesOf (row: TokenRow): Array<TokenRow[keyof TokenRow]> {
 
 /** The row of such values. Drivers are asked for lists, because to make objects takes them longer than the look-up. */
 export function rowOf (values: readonly unknown[]): TokenRow {
-  const row: Record<string, unknown> = {}
-  for (let index = 0; index < COLUMNS.length; index++) row[COLUMNS[index]![0]] = values[index]
-  return row as unknown as TokenRow
+  return objectOf(COLUMNS, values) as TokenRow
+}
+
+export function grantRowOf (values: readonly unknown[]): GrantRow {
+  return objectOf(GRANT_COLUMNS, values) as GrantRow
+}
+
+function objectOf (columns: typeof COLUMNS, values: readonly unknown[]): unknown {
+  const object: Record<string, unknown> = {}
+  for (let index = 0; index < columns.length; index++) object[columns[index]![0]] = values[index]
+  return object
 }
 
 const EMPTY_ROW = Object.fromEntries(COLUMNS.map(([field]) => [field, null])) as unknown as TokenRow

@@ -3,8 +3,8 @@ import createError from '@fastify/error'
 import { closeSync, existsSync, openSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, COLUMN_LIST, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
-import { StoreUnavailableError, type ClientStats, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
+import { COLUMNS, COLUMN_LIST, GRANT_COLUMNS, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, grantRowOf, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
+import { StoreUnavailableError, type ClientStats, type GrantRow, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
 export interface SqliteStoreOptions {
   /** File of the database, made if missing; its folder must exist. */
@@ -14,10 +14,10 @@ export interface SqliteStoreOptions {
 }
 
 const TABLE = columnDefinitions({ bytes: 'blob', time: 'integer' })
-const SELECT = `SELECT ${COLUMN_LIST} FROM access_tokens WHERE`
-const FIND = `${SELECT} id = ?`
-const FIND_BY_TOKEN_HASH = `${SELECT} token_hash = ?`
-const LIST = `${SELECT} user_id = ? AND ${live('?')} ORDER BY created_at, id`
+const SELECT_GRANT = `SELECT ${GRANT_COLUMNS.map(([, column]) => column).join(', ')} FROM access_tokens WHERE`
+const FIND = `SELECT ${COLUMN_LIST} FROM access_tokens WHERE id = ?`
+const FIND_BY_TOKEN_HASH = `${SELECT_GRANT} token_hash = ?`
+const LIST = `${SELECT_GRANT} user_id = ? AND ${live('?')} ORDER BY created_at, id`
 
 /** Milliseconds that one process waits for another's commit. */
 const BUSY_TIMEOUT = 5000
@@ -46,7 +46,7 @@ class SqliteStore implements TokenStore {
   readonly #statements = new Map<string, StatementSyncInstance>()
   // Those that arrive together share one transaction, whose wait for the disk, or locks of the file, cost more than they do.
   readonly #issues = new Batch((issues: Issue[]) => this.#use(() => this.#transaction('IMMEDIATE', () => issues.map((issue) => this.#issueOne(issue)))))
-  readonly #lookups = new Batch((hashes: Uint8Array[]) => this.#use(() => this.#transaction('DEFERRED', () => hashes.map((hash) => this.#find(FIND_BY_TOKEN_HASH, hash)))))
+  readonly #lookups = new Batch((hashes: Uint8Array[]) => this.#use(() => this.#transaction('DEFERRED', () => hashes.map((hash) => this.#get(FIND_BY_TOKEN_HASH, hash, grantRowOf)))))
   #database: DatabaseSyncInstance | undefined
 
   constructor (path: string, migrate: boolean) {
@@ -112,16 +112,16 @@ class SqliteStore implements TokenStore {
     this.#prepare(`INSERT INTO access_tokens (${COLUMN_LIST}) VALUES (${values.map(() => '?').join(', ')}) ON CONFLICT (id) DO NOTHING`).run(...values)
   }
 
-  async findByTokenHash (tokenHash: Uint8Array): Promise<TokenRow | null> {
+  async findByTokenHash (tokenHash: Uint8Array): Promise<GrantRow | null> {
     return await this.#lookups.add(tokenHash)
   }
 
   find (grantId: string): TokenRow | null {
-    return this.#find(FIND, grantId)
+    return this.#use(() => this.#get(FIND, grantId, rowOf))
   }
 
-  list ({ userId }: { userId: string }, now: number): TokenRow[] {
-    return this.#use(() => (this.#prepare(LIST).all(userId, now) as unknown as unknown[][]).map(rowOf))
+  list ({ userId }: { userId: string }, now: number): GrantRow[] {
+    return this.#use(() => (this.#prepare(LIST, true).all(userId, now) as unknown as unknown[][]).map(grantRowOf))
   }
 
   rotate (grantId: string, from: Uint8Array, to: Rotation): boolean {
@@ -184,14 +184,19 @@ class SqliteStore implements TokenStore {
     } catch {}
   }
 
-  #prepare (sql: string): StatementSyncInstance {
+  #prepare (sql: string, returnArrays = false): StatementSyncInstance {
     let statement = this.#statements.get(sql)
     if (statement === undefined) {
       statement = this.#database!.prepare(sql)
-      if (sql.startsWith(SELECT)) statement.setReturnArrays(true)
+      statement.setReturnArrays(returnArrays)
       this.#statements.set(sql, statement)
     }
     return statement
+  }
+
+  #get<T> (select: string, value: string | Uint8Array, make: (values: readonly unknown[]) => T): T | null {
+    const values = this.#prepare(select, true).get(value)
+    return values === undefined ? null : make(values as unknown[])
   }
 
   /** IMMEDIATE: reads inside see what no other process can change before the commit. */
@@ -209,13 +214,6 @@ class SqliteStore implements TokenStore {
       } catch {}
       throw error
     }
-  }
-
-  #find (select: string, value: string | Uint8Array): TokenRow | null {
-    return this.#use(() => {
-      const values = this.#prepare(select).get(value)
-      return values === undefined ? null : rowOf(values as unknown[])
-    })
   }
 
   /** Every use of the database goes through here, so that its troubles have one name. */

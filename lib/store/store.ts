@@ -42,6 +42,9 @@ export interface TokenRow {
   revokedReason: RevokedReason | null
 }
 
+/** A row without its hashes, which only a refresh needs. */
+export type GrantRow = Omit<TokenRow, 'tokenHash' | 'refreshHash' | 'previousRefreshHash'>
+
 /** `replayed`: the id existed. `disconnected`: the user ended the connection after the code was issued. */
 export type IssueResult = 'issued' | 'replayed' | 'disconnected'
 
@@ -89,11 +92,11 @@ export interface TokenStore {
   issue (row: TokenRow, code?: { codeIssuedAt: number }): Answer<IssueResult>
 
   /** The row as it is now: it sees every revocation that has returned, wherever it was made. */
-  findByTokenHash (tokenHash: Uint8Array): Answer<TokenRow | null>
+  findByTokenHash (tokenHash: Uint8Array): Answer<GrantRow | null>
   find (grantId: string): Answer<TokenRow | null>
 
   /** The user's grants that are neither revoked nor expired at `now`, oldest first. A grant lives while it can be refreshed. */
-  list (selector: { userId: string }, now: number): Answer<TokenRow[]>
+  list (selector: { userId: string }, now: number): Answer<GrantRow[]>
 
   /**
    * Replaces the token pair if the refresh token is still `from` and the grant is not revoked; `from` becomes the

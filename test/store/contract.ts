@@ -54,7 +54,11 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
       }
       t.equal(await store.issue(full), 'issued')
       t.strictSame(plain(await store.find(full.id)), plain(full))
-      t.strictSame(plain(await store.findByTokenHash(full.tokenHash)), plain(full))
+      const { tokenHash, refreshHash, previousRefreshHash, ...grant } = full
+      t.hasStrict(await store.findByTokenHash(tokenHash), grant)
+      const live = row({ ...grant, id: 'live', tokenHash: sha256('live'), revokedAt: null, revokedReason: null })
+      await store.issue(live)
+      t.hasStrict(await store.list({ userId: live.userId! }, NOW), [{ ...grant, id: 'live', revokedAt: null, revokedReason: null }])
       const bare = row({ userId: null, tenantId: null, clientId: null, clientName: null, clientHost: null, resource: null })
       await store.issue(bare)
       t.strictSame(plain(await store.find(bare.id)), plain(bare))
@@ -202,8 +206,13 @@ export function storeContract (t: Test, name: string, { open, reopen }: { open: 
       const used = row()
       await store.issue(used)
       for (let use = 1; use <= 100; use++) store.touch(used.id, NOW + use)
-      store.touch('nothing', NOW)
+      // More than are written at once: the last of them is no less written.
+      for (let index = 0; index < 1100; index++) store.touch(`nothing ${index}`, NOW)
+      const last = row()
+      await store.issue(last)
+      store.touch(last.id, NOW + 1)
       await store.close()
+      t.match(await (await reopen(t)).find(last.id), { lastUsedAt: NOW + 1 })
       t.match(await (await reopen(t)).find(used.id), { lastUsedAt: NOW + 100 })
     })
 
