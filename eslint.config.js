@@ -4,7 +4,7 @@ import neostandard from 'neostandard'
 const ORDER = ['protocol', 'expect', 'store', 'clients', 'events', 'options', 'grants', 'http', 'endpoints', 'fastify', 'plugin', 'remote', 'index', 'testing', 'cli']
 
 export default [
-  ...neostandard({ ts: true, ignores: ['dist', '.tap', '**/node_modules'] }),
+  ...neostandard({ ts: true, ignores: ['dist', '.tap', '**/node_modules', 'test/*.js', 'test/store/*.js'] }),
   ...ORDER.map((layer, index) => ({
     files: [`lib/${layer}/**`, `lib/${layer}.ts`],
     rules: {

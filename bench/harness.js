@@ -5,7 +5,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { startServer as startPostgresServer } from '../test/postgres-server.js'
+import { startServer as startPostgresServer } from '../test/scripts/postgres-server.js'
 
 const SERVER_CORE = '0'
 const LOAD_CORE = '1'

@@ -20,7 +20,7 @@ for (let round = 0; performance.now() - startedAt < SECONDS * 1000; round++) {
   const mix = Array.from({ length: 20_000 }, (_, index) => {
     switch (index % 10) {
       case 0: return codes[index / 10]
-      case 1: return [...register, ...consent][Math.floor(index / 10) % 2]
+      case 1: return index % 20 === 1 ? register[index % register.length] : consent[0]
       case 2: return unknown[(round * 2000 + index / 10 | 0) % unknown.length]
       case 3: return discovery[0]
       default: return guard[(round * 7919 + index) % guard.length]

@@ -15,8 +15,9 @@ import { row } from './store/contract.js'
 
 const cli = fileURLToPath(new URL('../dist/cli.js', import.meta.url))
 const server = await startPostgres(t)
-// Newer versions of Node say that their SQLite is experimental.
-const ENV = { PATH: process.env.PATH, NODE_OPTIONS: '--disable-warning=ExperimentalWarning' }
+const ENV = { PATH: process.env.PATH }
+// Without the loader that tap gives to whatever is spawned. Newer versions of Node say that their SQLite is experimental.
+const [command, ...before] = ['env', '-u', 'NODE_OPTIONS', process.execPath, '--disable-warning=ExperimentalWarning'] as const
 
 interface Run {
   code: number
@@ -24,9 +25,9 @@ interface Run {
   stderr: string
 }
 
-async function run (args: string[], env: NodeJS.ProcessEnv = {}): Promise<Run> {
+async function run (args: string[], env: NodeJS.ProcessEnv = {}, imported = ''): Promise<Run> {
   return await new Promise((resolve) => {
-    execFile(process.execPath, [cli, ...args], { env: { ...ENV, ...env } }, (error, stdout, stderr) => {
+    execFile(command, [...before, ...imported === '' ? [] : ['--import', `data:text/javascript,${encodeURIComponent(imported)}`], cli, ...args], { env: { ...ENV, ...env } }, (error, stdout, stderr) => {
       resolve({ code: typeof error?.code === 'number' ? error.code : 0, stdout, stderr })
     })
   })
@@ -233,7 +234,7 @@ onBoth('purge deletes what ended over 30 days ago, and nothing else; without a t
 
 /** What a person sees who runs it in a terminal. */
 async function runInTerminal (t: Test, args: string[], onOutput: (write: (text: string) => void, output: string) => void = () => {}): Promise<{ code: number | null, output: string }> {
-  const child = spawn('script', ['-qec', [process.execPath, cli, ...args].map((part) => `'${part}'`).join(' '), '/dev/null'], { env: ENV, stdio: ['pipe', 'pipe', 'inherit'] })
+  const child = spawn('script', ['-qec', [command, ...before, cli, ...args].map((part) => `'${part}'`).join(' '), '/dev/null'], { env: ENV, stdio: ['pipe', 'pipe', 'inherit'] })
   t.teardown(() => child.kill('SIGKILL'))
   let output = ''
   child.stdout.on('data', (chunk) => {
@@ -320,7 +321,7 @@ t.test('what is no database, or out of reach, or of an older version is one line
   }
   // A host with two addresses fails with an error for each, and a message for none.
   const twoAddresses = "import dns from 'node:dns'; dns.lookup = (host, options, done) => done(null, [{ address: '127.0.0.1', family: 4 }, { address: '127.0.0.2', family: 4 }])"
-  const { stderr } = await run(['stats', 'postgres://two.example:1/none'], { NODE_OPTIONS: `--import data:text/javascript,${encodeURIComponent(twoAddresses)}` })
+  const { stderr } = await run(['stats', 'postgres://two.example:1/none'], {}, twoAddresses)
   t.equal(stderr, 'The token store is unavailable. connect ECONNREFUSED 127.0.0.1:1\n')
   await failsWith(t, ['migrate', join(folder(), 'no', 'such', 'folder.db')], /no such file or directory/)
   await failsWith(t, ['stats', Object.assign(new URL(server.url), { pathname: '/none' }).href], /database "none" does not exist/)
@@ -328,7 +329,7 @@ t.test('what is no database, or out of reach, or of an older version is one line
   // The package pg is the app's to install.
   const hook = "export const resolve = async (name, context, next) => { if (name === 'pg') throw new Error('Cannot find package pg'); return await next(name, context) }"
   const withoutPg = `import { register } from 'node:module'; register(${JSON.stringify(`data:text/javascript,${encodeURIComponent(hook)}`)})`
-  t.strictSame(await run(['stats', server.url], { NODE_OPTIONS: `--import data:text/javascript,${encodeURIComponent(withoutPg)}` }), {
+  t.strictSame(await run(['stats', server.url], {}, withoutPg), {
     code: 1, stdout: '', stderr: 'postgresStore() needs the package pg. Run: npm install pg. Cannot find package pg\n'
   })
 

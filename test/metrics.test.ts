@@ -336,7 +336,7 @@ t.test('what a subscriber throws changes no answer: Node makes an uncaught excep
       console.log(JSON.stringify({ answers, errors }))
       await app.close()
     `)
-    return await promisify(execFile)(process.execPath, [file], { env: { PATH: process.env.PATH } }).catch((error: Awaited<ReturnType<typeof run>>) => error)
+    return await promisify(execFile)('env', ['-u', 'NODE_OPTIONS', process.execPath, file], { env: { PATH: process.env.PATH } }).catch((error: Awaited<ReturnType<typeof run>>) => error)
   }
   writeFileSync(join(file, '../package.json'), '{ "type": "module" }')
   const { stdout } = await run("process.on('uncaughtException', ({ message }) => { errors.push(message) })")

@@ -12,7 +12,7 @@ import { createSealer, createSigner } from '../dist/protocol/sealed.js'
 import { createGrantId, parseKey } from '../dist/protocol/secret.js'
 import { CALLBACK, FORM, ISSUER, KEY, bearer, form, pkce } from './app.js'
 
-const APP = fileURLToPath(new URL('node-app.js', import.meta.url))
+const APP = fileURLToPath(new URL('scripts/node-app.js', import.meta.url))
 const START_TIMEOUT = 40_000
 const STOP_TIMEOUT = 15_000
 

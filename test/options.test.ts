@@ -331,7 +331,7 @@ const REFUSED: Record<string, Refused[]> = {
     [{ views: 'test' }, 'views', 'absolute']
   ],
   'views, where it is a file': [
-    [{ views: fileURLToPath(import.meta.url) }, 'views', 'folder', 'options.test.ts']
+    [{ views: fileURLToPath(import.meta.url) }, 'views', 'folder', 'options.test.js']
   ],
   rootAliases: ['yes', 1, null].map((rootAliases): Refused => [{ rootAliases }, 'rootAliases', 'true or false', `got ${rootAliases}`]),
   fallbackToken: [true, 'key', null].map((fallbackToken): Refused => [{ fallbackToken }, 'fallbackToken', 'a function (token, request)', `got ${fallbackToken}`]),

@@ -315,11 +315,13 @@ function write (name: string, text: string): void {
 
 /** Runs a command to its end; answers what it printed, and throws with all of it where it failed. */
 async function command (cwd: string, file: string, args: string[]): Promise<string> {
-  // Neither the loaders of the test runner nor the package that npm runs it for are the child's business.
+  // Neither the loaders of the test runner nor the package that npm runs it for are the child's business. The runner puts
+  // its loader into every environment that is given, so it is taken out behind it.
   const { NODE_OPTIONS: _, npm_config_local_prefix: __, ...env } = process.env
   const onWindows = process.platform === 'win32'
+  const [program, ...before] = onWindows ? [file] as const : ['env', '-u', 'NODE_OPTIONS', file] as const
   try {
-    const { stdout } = await run(file, args, { cwd, env, shell: onWindows && file === 'npm', timeout: 240_000, maxBuffer: 16 * 1024 * 1024 })
+    const { stdout } = await run(program, [...before, ...args], { cwd, env, shell: onWindows && file === 'npm', timeout: 240_000, maxBuffer: 16 * 1024 * 1024 })
     return stdout
   } catch (error) {
     const { message, stdout, stderr } = error as { message: string, stdout: string, stderr: string }

@@ -1,6 +1,6 @@
 import pg from 'pg'
 import type { Test } from 'tap'
-import { startServer } from './postgres-server.js'
+import { startServer } from './scripts/postgres-server.js'
 
 /** A PostgreSQL server for a test. */
 export interface PostgresServer {

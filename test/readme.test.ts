@@ -38,6 +38,9 @@ function programOf (heading: string, index = 0): string {
 
 const run = new Set<string>()
 
+/** Node without the loader that tap gives to whatever is spawned. */
+const [NODE, ...ARGS] = ['env', '-u', 'NODE_OPTIONS', process.execPath] as const
+
 /** A program of a page in a folder in which the package is installed. */
 function install (code: string): string {
   const project = folder()
@@ -66,7 +69,7 @@ async function proxyOf (t: Test, issuer: string): Promise<FastifyInstance> {
 async function challenge (t: Test, code: string, env: Record<string, string> = {}, port?: number): Promise<{ cwd: string, issuer: string, response: Response, output: () => string }> {
   const issuer = `http://localhost:${port ?? await freePort()}`
   const cwd = install(code.replaceAll('3000', new URL(issuer).port))
-  const child = spawn(process.execPath, ['server.js'], { cwd, env: { PATH: process.env.PATH, OAUTH_KEY: 'k'.repeat(43), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
+  const child = spawn(NODE, [...ARGS, 'server.js'], { cwd, env: { PATH: process.env.PATH, OAUTH_KEY: 'k'.repeat(43), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
   t.teardown(() => child.kill('SIGKILL'))
   let [output, complaints] = ['', '']
   child.stdout.on('data', (chunk) => { output += String(chunk) })
@@ -149,7 +152,7 @@ t.test('the two separate servers of the README work together: a token of the one
 // A secret that is another one where it is not encoded.
 const REPORT_SECRET = 'the secret: 100%+'
 const REPORT_SECRET_HASH = createHash('sha256').update(REPORT_SECRET).digest('base64url')
-const output = async (code: string): Promise<string> => (await promisify(execFile)(process.execPath, ['server.js'], { cwd: install(code), env: { PATH: process.env.PATH, REPORT_SECRET, REPORT_SECRET_HASH } })).stdout.trim()
+const output = async (code: string): Promise<string> => (await promisify(execFile)(NODE, [...ARGS, 'server.js'], { cwd: install(code), env: { PATH: process.env.PATH, REPORT_SECRET, REPORT_SECRET_HASH } })).stdout.trim()
 
 t.test('the small programs in the README and its pages run as they stand', async (t) => {
   for (const [heading, said] of [['In your tests', 'alice alice'], ['Expiry and refresh', 'authorization_code,refresh_token'],
@@ -217,7 +220,7 @@ t.test('the metrics in the README are what happened', async (t) => {
     await provider.shutdown()
     console.log(JSON.stringify({ scope: scope.name, collected }))
   `)
-  const { stdout } = await promisify(execFile)(process.execPath, ['app.js'], { cwd })
+  const { stdout } = await promisify(execFile)(NODE, [...ARGS, 'app.js'], { cwd })
   interface Point { attributes: object, value: number | { count: number, sum: number } }
   const { scope, collected } = JSON.parse(stdout) as { scope: string, collected: Array<{ descriptor: { name: string, unit: string }, dataPoints: Point[] }> }
   t.equal(scope, 'fastify-mcp-oauth')

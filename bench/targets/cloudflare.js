@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import { register } from 'node:module'
-import { CALLBACK, METADATA, SCOPES, answer, codeChallenge, codeVerifier, get, many, postForm, postJson, withToken } from './common.js'
+import { CALLBACK, METADATA, SCOPES, answer, codeChallenge, codeVerifier, get, many, postForm, postJson, registrations, withToken } from './common.js'
 
 const HOST = 'localhost:3000'
 const ORIGIN = `http://${HOST}`
@@ -62,7 +62,7 @@ export async function start () {
       unknown: async () => await many(10_000, async (index) => withToken('/mcp', `user-${index}:${random(12)}:${random(24)}`, 401)),
       token: async (count) => await many(count, redemption),
       refresh: async (count) => await many(count, async (index) => postForm('/oauth/token', { grant_type: 'refresh_token', client_id: clientId, refresh_token: (await tokens(index)).refresh_token })),
-      register: async () => [postJson('/oauth/register', METADATA, 201)],
+      register: async () => registrations('/oauth/register'),
       discovery: async () => [get('/.well-known/oauth-authorization-server')]
     }
   }

@@ -17,6 +17,9 @@ export const withToken = (path, token, status = 200) => get(path, { authorizatio
 export const postJson = (path, body, status = 200) => ({ method: 'POST', path, headers: { 'content-type': 'application/json' }, body: JSON.stringify(body), status })
 export const postForm = (path, fields, status = 200) => ({ method: 'POST', path, headers: { 'content-type': 'application/x-www-form-urlencoded' }, body: String(new URLSearchParams(fields)), status })
 
+/** A hundred apps, which register again and again. */
+export const registrations = (path) => Array.from({ length: 100 }, (_, index) => postJson(path, { ...METADATA, client_name: `Bench ${index}` }, 201))
+
 /** As many as asked for, a hundred at once. */
 export async function many (count, make) {
   const made = []

@@ -1,7 +1,7 @@
 // The limit: routes of the same shape that do nothing.
 import formbody from '@fastify/formbody'
 import Fastify from 'fastify'
-import { METADATA, SCOPES, answer, get, postForm, postJson, withToken } from './common.js'
+import { METADATA, SCOPES, answer, get, postForm, registrations, withToken } from './common.js'
 
 export async function start () {
   const app = Fastify()
@@ -26,7 +26,7 @@ export async function start () {
       unknown: times(withToken('/mcp', 'x'.repeat(47))),
       token: async (count) => Array.from({ length: count }, () => postForm('/token', { grant_type: 'authorization_code', code: 'x'.repeat(600), code_verifier: 'x'.repeat(43), client_id: 'x'.repeat(200), redirect_uri: METADATA.redirect_uris[0] })),
       refresh: async (count) => Array.from({ length: count }, () => postForm('/token', { grant_type: 'refresh_token', refresh_token: 'x'.repeat(150), client_id: 'x'.repeat(200) })),
-      register: times(postJson('/register', METADATA, 201)),
+      register: async () => registrations('/register'),
       discovery: times(get('/discovery')),
       consent: times(get('/consent'))
     }

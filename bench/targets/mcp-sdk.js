@@ -7,7 +7,7 @@ import express from 'express'
 import { createHash, randomBytes, randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { join } from 'node:path'
-import { CALLBACK, METADATA, SCOPES, answer, codeChallenge, codeVerifier, get, postForm, postJson, withToken } from './common.js'
+import { CALLBACK, METADATA, SCOPES, answer, codeChallenge, codeVerifier, get, postForm, registrations, withToken } from './common.js'
 
 const ISSUER = new URL('http://localhost:3000')
 const RESOURCE = new URL('http://localhost:3000/mcp')
@@ -61,7 +61,7 @@ export async function start ({ folder, sqlite = false }) {
         store.issue(grant(index), tokens)
         return postForm('/token', { grant_type: 'refresh_token', client_id: clientId, refresh_token: tokens.refresh })
       }),
-      register: async () => [postJson('/register', METADATA, 201)],
+      register: async () => registrations('/register'),
       discovery: async () => [get('/.well-known/oauth-authorization-server')]
     }
   }

@@ -4,7 +4,7 @@ import { once } from 'node:events'
 import Provider from 'oidc-provider'
 import MemoryAdapter from 'oidc-provider/lib/adapters/memory_adapter.js'
 import LRU from 'oidc-provider/lib/helpers/lru.js'
-import { CALLBACK, METADATA, SCOPES, answer, codeChallenge, codeVerifier, get, many, postForm, postJson, withToken } from './common.js'
+import { CALLBACK, METADATA, SCOPES, answer, codeChallenge, codeVerifier, get, many, postForm, registrations, withToken } from './common.js'
 
 const ISSUER = 'http://localhost:3000'
 const RESOURCE = `${ISSUER}/mcp`
@@ -83,7 +83,7 @@ export async function start () {
         const token = new provider.RefreshToken({ ...await consented(index), gty: 'authorization_code', rotations: 0 })
         return postForm('/token', { grant_type: 'refresh_token', client_id: clientId, refresh_token: await token.save() })
       }),
-      register: async () => [postJson('/reg', METADATA, 201)],
+      register: async () => registrations('/reg'),
       discovery: async () => [get('/.well-known/oauth-authorization-server')],
       // The redirect to the page: the page itself would be ours.
       consent: async () => [get(authorize, { cookie: cookies }, 303)]

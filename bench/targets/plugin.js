@@ -6,7 +6,7 @@ import { createGrantId, createToken, hashToken, parseKey } from '../../dist/prot
 import { postgresStore } from '../../dist/store/postgres.js'
 import { newRow } from '../../dist/store/schema.js'
 import { sqliteStore } from '../../dist/store/sqlite.js'
-import { CALLBACK, METADATA, SCOPES, answer, codeChallenge, codeVerifier, get, many, postForm, postJson, withToken } from './common.js'
+import { CALLBACK, METADATA, SCOPES, answer, codeChallenge, codeVerifier, get, many, postForm, registrations, withToken } from './common.js'
 
 const KEY = 'k'.repeat(43)
 const ISSUER = 'http://localhost:3000'
@@ -68,7 +68,7 @@ export async function start ({ folder, postgres, one = false, rows = 0 }) {
         const { refresh_token: token } = (await app.inject({ method, url, headers, payload })).json()
         return postForm('/oauth/token', { grant_type: 'refresh_token', client_id: clientId, refresh_token: token })
       }),
-      register: async () => [postJson('/oauth/register', METADATA, 201)],
+      register: async () => registrations('/oauth/register'),
       discovery: async () => [get('/.well-known/oauth-authorization-server')],
       consent: async () => [get(authorize, { 'x-user': 'alice' })]
     }

@@ -1,12 +1,13 @@
 import { CompactEncrypt, CompactSign, compactDecrypt, compactVerify, type CryptoKey } from 'jose'
+import { LRUCache } from 'lru-cache'
 import { OAuthError } from './errors.js'
 import { deriveKey } from './secret.js'
 
 /** Nothing longer is even parsed. */
 const MAX_LENGTH = 8192
 
-/** Signed values, each of at most some kilobytes. */
-const REMEMBERED = 500
+/** Characters of what was signed, and as many of what was verified. */
+const REMEMBERED = 1_000_000
 
 export type Unreadable = 'expired' | 'unreadable'
 
@@ -90,15 +91,12 @@ export async function createSigner<T> (keys: readonly Uint8Array[], purpose: str
  * What comes to nothing is not remembered: anyone can send any amount of it.
  */
 function remembering<T> (work: (text: string) => Promise<T>): (text: string) => Promise<T> {
-  const results = new Map<string, T>()
+  const results = new LRUCache<string, NonNullable<T>>({ maxSize: REMEMBERED, sizeCalculation: (_result, text) => text.length })
   return async (text) => {
     const known = results.get(text)
     if (known !== undefined) return known
     const result = await work(text)
-    if (result === undefined) return result
-    // A Map keeps the order in which its entries came: the first is the oldest.
-    if (results.size >= REMEMBERED) results.delete(results.keys().next().value!)
-    results.set(text, result)
+    if (result != null) results.set(text, result)
     return result
   }
 }
