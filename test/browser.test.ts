@@ -6,11 +6,12 @@ import type { AddressInfo } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
 import type { McpOAuthOptions } from '../dist/index.js'
-import { freePort, pkce, testApp } from './app.js'
+import { pkce, testApp } from './app.js'
 import { axe, startChromium } from './chromium.js'
 import { Browser, MCP_HEADERS, callMcp, callTool, startExample } from './example.js'
 import { Network, PUBLIC } from './network.js'
 import type { BrowserContextOptions, CDPSession, Page } from './programs/node_modules/playwright-core/index.js'
+import { freePort } from './scripts/free-port.js'
 
 // What only a real browser shows. Nothing here is a stand-in: the example runs as its users start it, the clients are
 // programs that listen, and all that passes between them is HTTP.

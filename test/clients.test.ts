@@ -7,10 +7,11 @@ import * as openidClient from 'openid-client'
 import { createHash, randomBytes } from 'node:crypto'
 import t, { type Test } from 'tap'
 import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../dist/index.js'
-import { folder, freePort, testOptions } from './app.js'
+import { folder, testOptions } from './app.js'
 import { Browser, callMcp, callTool, mcpResult, startExample, type Decision } from './example.js'
 import { Network } from './network.js'
 import { SDKS } from './sdk.js'
+import { freePort } from './scripts/free-port.js'
 
 // Real clients against the real example, over HTTP. Rate limits are off: what a minute of tests does, no user does.
 const UNLIMITED = { env: { RATE_LIMIT: 'off' } }

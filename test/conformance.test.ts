@@ -2,8 +2,9 @@ import { existsSync, mkdirSync, readFileSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { Browser, freePort, startExample, temporaryFolder } from './example.js'
+import { Browser, startExample, temporaryFolder } from './example.js'
 import { consent, installed, nodeOf, runProgram } from './program.js'
+import { freePort } from './scripts/free-port.js'
 
 t.setTimeout(240_000)
 

@@ -11,7 +11,8 @@ import mcpOAuth, { StoreUnavailableError, type McpOAuthOptions, type Measurement
 import remoteGuard from '../dist/remote.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { CALLBACK, FORM, bearer, dance, fieldOf, folder, form, freePort, testApp, testOptions } from './app.js'
+import { CALLBACK, FORM, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
+import { freePort } from './scripts/free-port.js'
 
 const CHANNEL = 'fastify-mcp-oauth:request'
 const SECRET = 's'.repeat(43)

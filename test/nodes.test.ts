@@ -13,10 +13,11 @@ import { postgresStore, type PostgresStoreOptions } from '../dist/store/postgres
 import { newRow } from '../dist/store/schema.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import type { TokenRow, TokenStore } from '../dist/store/store.js'
-import { CALLBACK, folder, freePort } from './app.js'
+import { CALLBACK, folder } from './app.js'
 import { count, forEach, mintCode, startNode, startNodes, tokenOf, type Answer, type AppNode, type NodeOptions } from './node.js'
 import { startPostgres } from './postgres.js'
 import { row } from './store/contract.js'
+import { freePort } from './scripts/free-port.js'
 
 /** Waits for something to come true. */
 async function until (what: () => boolean): Promise<void> {

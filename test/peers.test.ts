@@ -4,7 +4,8 @@ import * as oauth4webapi from 'oauth4webapi'
 import * as openidClient from 'openid-client'
 import t, { type Test } from 'tap'
 import mcpOAuth from '../dist/index.js'
-import { CALLBACK, FORM, bearer, fieldOf, form, freePort, testOptions } from './app.js'
+import { CALLBACK, FORM, bearer, fieldOf, form, testOptions } from './app.js'
+import { freePort } from './scripts/free-port.js'
 
 // What other people's clients make of this server, over HTTP.
 

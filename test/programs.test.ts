@@ -1,8 +1,9 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { Browser, callMcp, freePort, startExample, temporaryFolder } from './example.js'
+import { Browser, callMcp, startExample, temporaryFolder } from './example.js'
 import { consent, runProgram, type Program } from './program.js'
+import { freePort } from './scripts/free-port.js'
 
 // Whole programs of other people against the running example, as their users run them. Only the user is a script.
 const UNLIMITED = { env: { RATE_LIMIT: 'off' } }

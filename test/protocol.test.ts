@@ -743,7 +743,7 @@ t.test('a signed value reads as what was signed, and is the same string each tim
 
 t.test('of more signed values than are remembered, each reads as itself, again and again', async (t) => {
   const signer = await createSigner<object>([keyA], 'client')
-  const contents = Array.from({ length: 1100 }, (_, index) => ({ client_name: `App ${index}` }))
+  const contents = Array.from({ length: 1100 }, (_, index) => ({ client_name: `App ${index} ${'x'.repeat(index % 100 === 0 ? 3000 : 1500)}` }))
   const values = await Promise.all(contents.map(signer.sign))
   t.equal(new Set(values).size, contents.length)
   for (const time of ['first', 'again']) {

@@ -14,8 +14,9 @@ import mcpOAuth from '../dist/index.js'
 import { COLUMNS } from '../dist/store/schema.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { bearer, dance, folder, freePort, testApp } from './app.js'
+import { bearer, dance, folder, testApp } from './app.js'
 import { startPostgres } from './postgres.js'
+import { freePort } from './scripts/free-port.js'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const readme = readFileSync(join(root, 'README.md'), 'utf8')

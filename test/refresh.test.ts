@@ -7,9 +7,10 @@ import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../dist/index.j
 import { createRefreshToken, refreshTokenGrant, successorPair } from '../dist/protocol/refresh-token.js'
 import { postgresStore } from '../dist/store/postgres.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
-import { FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, freePort, testApp, testOptions } from './app.js'
+import { FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
 import { startPostgres } from './postgres.js'
 import { SDKS } from './sdk.js'
+import { freePort } from './scripts/free-port.js'
 
 const OTHER_KEY = 'cd'.repeat(32)
 const HOUR = 3600

@@ -12,9 +12,10 @@ import mcpOAuth, { StoreUnavailableError, type AuditEvent, type McpOAuthOptions 
 import remoteGuard, { type RemoteGuardOptions } from '../dist/remote.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { CALLBACK, FORM, bearer, dance, folder, form, freePort, testOptions } from './app.js'
+import { CALLBACK, FORM, bearer, dance, folder, form, testOptions } from './app.js'
 import { Browser, callMcp, callTool, startExample, type Example } from './example.js'
 import { SDKS } from './sdk.js'
+import { freePort } from './scripts/free-port.js'
 
 // The servers of these tests are real ones, each on a port of its own, and ask each other over HTTP.
 

@@ -18,9 +18,10 @@ import { postgresStore } from '../dist/store/postgres.js'
 import { newRow } from '../dist/store/schema.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import type { TokenStore } from '../dist/store/store.js'
-import { CALLBACK, FORM, ISSUER, bearer, dance, fieldOf, folder, form, freePort, testApp, testOptions } from './app.js'
+import { CALLBACK, FORM, ISSUER, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
 import { Network } from './network.js'
 import { startPostgres } from './postgres.js'
+import { freePort } from './scripts/free-port.js'
 
 t.setTimeout(120_000)
 

@@ -1,19 +1,22 @@
 import { execFile } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
-import { promisify } from 'node:util'
 import t from 'tap'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 
-async function complaints (program: string, args: string[]): Promise<string> {
-  const { stdout = '', stderr = '' } = await promisify(execFile)('env', ['-u', 'NODE_OPTIONS', process.execPath, `node_modules/${program}`, ...args], { cwd: root, env: { PATH: process.env.PATH } }).catch((error) => error)
-  return stdout + stderr
+/** How a program ends, and all that it says. */
+async function run (program: string, args: string[]): Promise<{ code: unknown, output: string }> {
+  return await new Promise((resolve) => {
+    execFile('env', ['-u', 'NODE_OPTIONS', process.execPath, `node_modules/${program}`, ...args], { cwd: root, env: { PATH: process.env.PATH } }, (error, stdout, stderr) => {
+      resolve({ code: error === null ? 0 : error.code ?? error.signal, output: stdout + stderr })
+    })
+  })
 }
 
 t.test('ESLint has nothing against any file', async (t) => {
-  t.equal(await complaints('eslint/bin/eslint.js', ['.']), '')
+  t.strictSame(await run('eslint/bin/eslint.js', ['.']), { code: 0, output: '' })
 })
 
 t.test('the types of the examples hold', async (t) => {
-  t.equal(await complaints('typescript/bin/tsc', ['-p', 'examples']), '')
+  t.strictSame(await run('typescript/bin/tsc', ['-p', 'examples']), { code: 0, output: '' })
 })

@@ -7,7 +7,7 @@ import { MAX_CLIENT_ID_LENGTH, type ClientSource } from './client.js'
 export interface ClientIdPayload {
   client_name: string
   /** Loopback URIs without their port. */
-  redirect_uris: string[]
+  redirect_uris: readonly string[]
 }
 
 /**

@@ -6,8 +6,9 @@ import { deriveKey } from './secret.js'
 /** Nothing longer is even parsed. */
 const MAX_LENGTH = 8192
 
-/** Characters of what was signed, and as many of what was verified. */
+/** Characters of what was signed, and as many of what was verified; what has more than a usual app's is not worth them. */
 const REMEMBERED = 1_000_000
+const LONGEST_REMEMBERED = 2000
 
 export type Unreadable = 'expired' | 'unreadable'
 
@@ -91,7 +92,7 @@ export async function createSigner<T> (keys: readonly Uint8Array[], purpose: str
  * What comes to nothing is not remembered: anyone can send any amount of it.
  */
 function remembering<T> (work: (text: string) => Promise<T>): (text: string) => Promise<T> {
-  const results = new LRUCache<string, NonNullable<T>>({ maxSize: REMEMBERED, sizeCalculation: (_result, text) => text.length })
+  const results = new LRUCache<string, NonNullable<T>>({ maxSize: REMEMBERED, maxEntrySize: LONGEST_REMEMBERED, sizeCalculation: (_result, text) => text.length })
   return async (text) => {
     const known = results.get(text)
     if (known !== undefined) return known

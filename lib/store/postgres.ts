@@ -20,7 +20,8 @@ const TABLE = columnDefinitions({ bytes: 'bytea', time: 'bigint' })
 /** Times are read as doubles, which the driver turns into numbers, and which hold milliseconds exactly. */
 const selectList = (columns: typeof COLUMNS): string => columns.map(([, column, type]) => `${column}${type.startsWith('time') ? '::float8' : ''}`).join(', ')
 const SELECT_ROW = `SELECT ${selectList(COLUMNS)} FROM access_tokens WHERE`
-const SELECT_GRANT = `SELECT ${selectList(GRANT_COLUMNS)}, token_hash FROM access_tokens WHERE`
+const SELECT_GRANT = `SELECT ${selectList(GRANT_COLUMNS)} FROM access_tokens WHERE`
+const FIND_BY_TOKEN_HASHES = `SELECT token_hash, ${selectList(GRANT_COLUMNS)} FROM access_tokens WHERE token_hash = ANY($1)`
 
 /** Any number that others are unlikely to lock. */
 const MIGRATION_LOCK = 7_426_917_311
@@ -127,9 +128,9 @@ class PostgresStore implements TokenStore {
     const lookups = this.#lookups
     this.#lookups = []
     this.#lookupsInFlight += 1
-    this.#lists('find_by_token_hash', `${SELECT_GRANT} token_hash = ANY($1)`, [lookups.map(({ tokenHash }) => tokenHash)])
+    this.#arrays('find_by_token_hash', FIND_BY_TOKEN_HASHES, [lookups.map(({ tokenHash }) => tokenHash)])
       .then((rows) => {
-        const found = new Map(rows.map((values) => [keyOf(values[GRANT_COLUMNS.length] as Uint8Array), grantRowOf(values)]))
+        const found = new Map(rows.map(([tokenHash, ...values]) => [keyOf(tokenHash as Uint8Array), grantRowOf(values)]))
         for (const { tokenHash, resolve } of lookups) resolve(found.get(keyOf(tokenHash)) ?? null)
       })
       .catch((error: unknown) => {
@@ -143,12 +144,12 @@ class PostgresStore implements TokenStore {
   }
 
   async find (grantId: string): Promise<TokenRow | null> {
-    const [values] = await this.#lists('find', `${SELECT_ROW} id = $1`, [grantId])
+    const [values] = await this.#arrays('find', `${SELECT_ROW} id = $1`, [grantId])
     return values === undefined ? null : rowOf(values)
   }
 
   async list ({ userId }: { userId: string }, now: number): Promise<GrantRow[]> {
-    return (await this.#lists('list', `${SELECT_GRANT} user_id = $1 AND ${live('$2')} ORDER BY created_at, id`, [userId, now])).map(grantRowOf)
+    return (await this.#arrays('list', `${SELECT_GRANT} user_id = $1 AND ${live('$2')} ORDER BY created_at, id`, [userId, now])).map(grantRowOf)
   }
 
   async rotate (grantId: string, from: Uint8Array, to: Rotation): Promise<boolean> {
@@ -206,7 +207,7 @@ class PostgresStore implements TokenStore {
     else await pool.end()
   }
 
-  async #lists (name: string, text: string, values: unknown[]): Promise<unknown[][]> {
+  async #arrays (name: string, text: string, values: unknown[]): Promise<unknown[][]> {
     return (await this.#query<unknown[]>(name, text, values, 'array')).rows
   }
 

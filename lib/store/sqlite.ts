@@ -18,17 +18,18 @@ const SELECT_GRANT = `SELECT ${GRANT_COLUMNS.map(([, column]) => column).join(',
 const FIND = `SELECT ${COLUMN_LIST} FROM access_tokens WHERE id = ?`
 const FIND_BY_TOKEN_HASH = `${SELECT_GRANT} token_hash = ?`
 const LIST = `${SELECT_GRANT} user_id = ? AND ${live('?')} ORDER BY created_at, id`
+const ROWS = new Set([FIND, FIND_BY_TOKEN_HASH, LIST])
 
 /** Milliseconds that one process waits for another's commit. */
 const BUSY_TIMEOUT = 5000
 const SQLITE_BUSY = 5
 
 const SqliteMissingError = createError('FST_MCP_OAUTH_SQLITE_MISSING',
-  'sqliteStore() needs Node 24 or newer, or the package @photostructure/sqlite. Run: npm install @photostructure/sqlite')
+  'sqliteStore() needs Node 22.16 or newer, or the package @photostructure/sqlite. Run: npm install @photostructure/sqlite')
 
 /**
  * One file, one machine; several processes may share it. WAL and `synchronous=FULL`: what was answered survives a
- * crash and a power cut. Uses Node's own SQLite where it has what this needs, else `@photostructure/sqlite`.
+ * crash and a power cut. Uses Node's own SQLite from 22.16 on, else `@photostructure/sqlite`.
  */
 export function sqliteStore ({ path, migrate = true }: SqliteStoreOptions): TokenStore {
   return new SqliteStore(path, migrate)
@@ -44,7 +45,7 @@ class SqliteStore implements TokenStore {
   readonly #migrate: boolean
   readonly #lastUsed = new LastUsed((uses) => this.#writeLastUsed(uses))
   readonly #statements = new Map<string, StatementSyncInstance>()
-  // Those that arrive together share one transaction, whose wait for the disk, or locks of the file, cost more than they do.
+  // What arrives together shares one transaction: its wait for the disk, or its locks of the file, take longer than the rest.
   readonly #issues = new Batch((issues: Issue[]) => this.#use(() => this.#transaction('IMMEDIATE', () => issues.map((issue) => this.#issueOne(issue)))))
   readonly #lookups = new Batch((hashes: Uint8Array[]) => this.#use(() => this.#transaction('DEFERRED', () => hashes.map((hash) => this.#get(FIND_BY_TOKEN_HASH, hash, grantRowOf)))))
   #database: DatabaseSyncInstance | undefined
@@ -121,7 +122,7 @@ class SqliteStore implements TokenStore {
   }
 
   list ({ userId }: { userId: string }, now: number): GrantRow[] {
-    return this.#use(() => (this.#prepare(LIST, true).all(userId, now) as unknown as unknown[][]).map(grantRowOf))
+    return this.#use(() => (this.#prepare(LIST).all(userId, now) as unknown as unknown[][]).map(grantRowOf))
   }
 
   rotate (grantId: string, from: Uint8Array, to: Rotation): boolean {
@@ -176,7 +177,7 @@ class SqliteStore implements TokenStore {
     await this.#lastUsed.flush()
     this.#statements.clear()
     try {
-      // The driver for Node 20 lets go of the file only when its statements are collected: leave nothing in the journal.
+      // The package lets go of the file only when its statements are collected: leave nothing in the journal.
       this.#database?.exec('PRAGMA busy_timeout = 0; PRAGMA wal_checkpoint(TRUNCATE)')
     } catch {}
     try {
@@ -184,18 +185,19 @@ class SqliteStore implements TokenStore {
     } catch {}
   }
 
-  #prepare (sql: string, returnArrays = false): StatementSyncInstance {
+  #prepare (sql: string): StatementSyncInstance {
     let statement = this.#statements.get(sql)
     if (statement === undefined) {
       statement = this.#database!.prepare(sql)
-      statement.setReturnArrays(returnArrays)
+      // Those that select rows; others are too rare to matter.
+      statement.setReturnArrays(ROWS.has(sql))
       this.#statements.set(sql, statement)
     }
     return statement
   }
 
   #get<T> (select: string, value: string | Uint8Array, make: (values: readonly unknown[]) => T): T | null {
-    const values = this.#prepare(select, true).get(value)
+    const values = this.#prepare(select).get(value)
     return values === undefined ? null : make(values as unknown[])
   }
 
@@ -259,7 +261,7 @@ function isOurMistake (error: unknown): boolean {
   return errcode !== undefined && [1, 19, 20, 21].includes(errcode & 0xff)
 }
 
-/** Node's own driver and the package have one API; the package serves Node 20, and early releases of Node 22. */
+/** Node's own driver and the package have one API; the package serves Node 20, and 22 before 22.16. */
 async function loadDriver (): Promise<typeof import('@photostructure/sqlite')> {
   for (const name of ['node:sqlite', '@photostructure/sqlite']) {
     try {

@@ -13,7 +13,7 @@ export type RevokedReason =
 export interface TokenRow {
   /** 128 random bits in base64url: the grantId, and the id of the code it was redeemed from. */
   id: string
-  /** SHA-256 of the access token. */
+  /** SHA-256 of the access token. Perhaps a view of a larger buffer. */
   tokenHash: Uint8Array
   /** SHA-256 of the refresh token; null where refresh is off. */
   refreshHash: Uint8Array | null
@@ -42,7 +42,7 @@ export interface TokenRow {
   revokedReason: RevokedReason | null
 }
 
-/** A row without its hashes, which only a refresh needs. */
+/** A row without its hashes, which only a refresh needs. A store may leave them in. */
 export type GrantRow = Omit<TokenRow, 'tokenHash' | 'refreshHash' | 'previousRefreshHash'>
 
 /** `replayed`: the id existed. `disconnected`: the user ended the connection after the code was issued. */

@@ -771,8 +771,8 @@ export default [
   },
   {
     file: 'lib/protocol/secret.ts',
-    search: "return hash('sha256', token, 'buffer')",
-    replace: "return /^(oat|ort|pat)_/.test(token) ? Buffer.from(token) : hash('sha256', token, 'buffer')",
+    search: "return Buffer.from(hash('sha256', token, 'binary'), 'binary')",
+    replace: "return /^(oat|ort|pat)_/.test(token) ? Buffer.from(token) : Buffer.from(hash('sha256', token, 'binary'), 'binary')",
     tests: [attack(30)],
     why: 'a token is stored as its hash'
   },

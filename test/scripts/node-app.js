@@ -16,7 +16,7 @@ const redis = redisUrl === undefined ? undefined : new (await import('ioredis'))
 
 // Drivers are loaded while everything can be read; from here on the files are those of another user.
 if (user !== undefined) {
-  await import('node:sqlite').catch(async () => await import('@photostructure/sqlite'))
+  await Promise.allSettled([import('node:sqlite'), import('@photostructure/sqlite')])
   process.setgroups([])
   process.setgid(user)
   process.setuid(user)

@@ -1,11 +1,11 @@
 import { execFile, spawn } from 'node:child_process'
 import { chmodSync, chownSync, cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { once } from 'node:events'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
 import process from 'node:process'
 import { promisify } from 'node:util'
+import { freePort } from './free-port.js'
 
 /** PostgreSQL refuses to run as root; this user is everywhere and owns nothing. */
 const NOBODY = 65534
@@ -71,13 +71,4 @@ export async function startServer (flags = [], under = []) {
       forget()
     }
   }
-}
-
-async function freePort () {
-  const server = createServer().listen(0)
-  await once(server, 'listening')
-  const { port } = server.address()
-  server.close()
-  await once(server, 'close')
-  return port
 }

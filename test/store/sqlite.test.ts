@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { summarize } from '../../dist/grants/tokens.js'
 import { findMark } from '../../dist/store/schema.js'
+import { LastUsed } from '../../dist/store/last-used.js'
 import { sqliteStore } from '../../dist/store/sqlite.js'
 import { StoreUnavailableError, type TokenStore } from '../../dist/store/store.js'
 import { folder } from '../app.js'
@@ -121,4 +122,29 @@ t.test('a file made by others keeps its other tables', async (t) => {
   t.equal((database.prepare('SELECT text FROM notes').get() as { text: string }).text, 'hello')
   database.close()
   chmodSync(file, 0o600)
+})
+
+t.test('uses are written in parts, and who flushes waits for those of an earlier flush too', async (t) => {
+  const parts: string[][] = []
+  let fails = false
+  const lastUsed = new LastUsed(async (uses) => {
+    await new Promise((resolve) => setTimeout(resolve, 10))
+    if (fails) throw new Error('no database')
+    parts.push([...uses.keys()])
+  })
+  const ids = Array.from({ length: 1100 }, (_, index) => `grant ${index}`)
+  for (const id of ids) lastUsed.touch(id, 1)
+  const first = lastUsed.flush()
+  await lastUsed.flush()
+  t.strictSame(parts.map(({ length }) => length), [500, 500, 100])
+  t.strictSame(parts.flat(), ids)
+  await first
+
+  fails = true
+  for (const id of ids) lastUsed.touch(id, 2)
+  await lastUsed.flush()
+  fails = false
+  lastUsed.touch('one more', 3)
+  await lastUsed.flush()
+  t.strictSame(parts.slice(3), [['one more']], 'what could not be written is dropped, and the next is written')
 })
