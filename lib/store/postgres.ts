@@ -21,7 +21,7 @@ const TABLE = columnDefinitions({ bytes: 'bytea', time: 'bigint' })
 const selectList = (columns: typeof COLUMNS): string => columns.map(([, column, type]) => `${column}${type.startsWith('time') ? '::float8' : ''}`).join(', ')
 const SELECT_ROW = `SELECT ${selectList(COLUMNS)} FROM access_tokens WHERE`
 const SELECT_GRANT = `SELECT ${selectList(GRANT_COLUMNS)} FROM access_tokens WHERE`
-const FIND_BY_TOKEN_HASHES = `SELECT token_hash, ${selectList(GRANT_COLUMNS)} FROM access_tokens WHERE token_hash = ANY($1)`
+const FIND_BY_TOKEN_HASHES = `SELECT ${selectList(GRANT_COLUMNS)}, token_hash FROM access_tokens WHERE token_hash = ANY($1)`
 
 /** Any number that others are unlikely to lock. */
 const MIGRATION_LOCK = 7_426_917_311
@@ -130,7 +130,7 @@ class PostgresStore implements TokenStore {
     this.#lookupsInFlight += 1
     this.#arrays('find_by_token_hash', FIND_BY_TOKEN_HASHES, [lookups.map(({ tokenHash }) => tokenHash)])
       .then((rows) => {
-        const found = new Map(rows.map(([tokenHash, ...values]) => [keyOf(tokenHash as Uint8Array), grantRowOf(values)]))
+        const found = new Map(rows.map((values) => [keyOf(values.at(-1) as Uint8Array), grantRowOf(values)]))
         for (const { tokenHash, resolve } of lookups) resolve(found.get(keyOf(tokenHash)) ?? null)
       })
       .catch((error: unknown) => {

@@ -43,10 +43,10 @@ export const INDEXES = `
   CREATE INDEX IF NOT EXISTS access_tokens_expired ON access_tokens (expires_at) WHERE expires_at IS NOT NULL;
 `
 
-export const COLUMN_LIST = COLUMNS.map(([, column]) => column).join(', ')
-
 /** Those of a `GrantRow`. */
 export const GRANT_COLUMNS = COLUMNS.filter(([, , type]) => !type.startsWith('bytes'))
+
+export const [COLUMN_LIST, GRANT_COLUMN_LIST] = [COLUMNS, GRANT_COLUMNS].map((columns) => columns.map(([, column]) => column).join(', ')) as [string, string]
 
 /** The row's values in the order of COLUMN_LIST. */
 export function valuesOf (row: TokenRow): Array<TokenRow[keyof TokenRow]> {

@@ -3,7 +3,7 @@ import createError from '@fastify/error'
 import { closeSync, existsSync, openSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
 import { LastUsed } from './last-used.js'
-import { COLUMNS, COLUMN_LIST, GRANT_COLUMNS, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, grantRowOf, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
+import { COLUMNS, COLUMN_LIST, GRANT_COLUMN_LIST, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, grantRowOf, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
 import { StoreUnavailableError, type ClientStats, type GrantRow, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
 export interface SqliteStoreOptions {
@@ -14,11 +14,10 @@ export interface SqliteStoreOptions {
 }
 
 const TABLE = columnDefinitions({ bytes: 'blob', time: 'integer' })
-const SELECT_GRANT = `SELECT ${GRANT_COLUMNS.map(([, column]) => column).join(', ')} FROM access_tokens WHERE`
+const SELECT_GRANT = `SELECT ${GRANT_COLUMN_LIST} FROM access_tokens WHERE`
 const FIND = `SELECT ${COLUMN_LIST} FROM access_tokens WHERE id = ?`
 const FIND_BY_TOKEN_HASH = `${SELECT_GRANT} token_hash = ?`
 const LIST = `${SELECT_GRANT} user_id = ? AND ${live('?')} ORDER BY created_at, id`
-const ROWS = new Set([FIND, FIND_BY_TOKEN_HASH, LIST])
 
 /** Milliseconds that one process waits for another's commit. */
 const BUSY_TIMEOUT = 5000
@@ -159,12 +158,13 @@ class SqliteStore implements TokenStore {
   }
 
   stats (now: number): ClientStats[] {
-    return this.#use(() => this.#prepare(statsQuery('?')).all(now) as unknown as ClientStats[])
+    const rows = this.#use(() => this.#prepare(statsQuery('?')).all(now) as unknown as Array<[string | null, string | null, number, number, number]>)
+    return rows.map(([clientId, clientName, active, revoked, expired]) => ({ clientId, clientName, active, revoked, expired }))
   }
 
   count (what: Selector | { endedBefore: number }): number {
     const [text, values] = countQuery(what, '?')
-    return this.#use(() => (this.#prepare(text).get(...values) as { count: number }).count)
+    return this.#use(() => (this.#prepare(text).get(...values) as unknown as [number])[0])
   }
 
   purge (before: number, limit: number): number {
@@ -189,8 +189,7 @@ class SqliteStore implements TokenStore {
     let statement = this.#statements.get(sql)
     if (statement === undefined) {
       statement = this.#database!.prepare(sql)
-      // Those that select rows; others are too rare to matter.
-      statement.setReturnArrays(ROWS.has(sql))
+      statement.setReturnArrays(true)
       this.#statements.set(sql, statement)
     }
     return statement
