@@ -7,12 +7,17 @@ import { isLoopbackHost } from './protocol/redirect-uri.js'
 // What a registration is checked with. Without another word a function throws FST_MCP_OAUTH_INVALID_OPTION, which names the option.
 
 const AlreadyRegisteredError = createError('FST_MCP_OAUTH_ALREADY_REGISTERED', 'app.oauth is there already, from fastify-mcp-oauth or remoteGuard. One registration serves several MCP servers: list them in `resources`')
-const PrefixError = createError('FST_MCP_OAUTH_PREFIX', '%s must be registered without a prefix, got %s. Discovery happens at /.well-known; put a path into `%s` instead')
+const PrefixError = createError('FST_MCP_OAUTH_PREFIX', '%s must be registered without a prefix, got %s. Others are told its addresses; put a path into `%s` instead')
 const OptionError = createError('FST_MCP_OAUTH_INVALID_OPTION', 'Option %s: expected %s, got %s', 500, TypeError)
 
 /** Whether this app is the place: both plugins serve well-known documents, and bring `app.oauth`. */
 export function expectPlace (app: FastifyInstance, options: object, plugin: string, pathOption: string): void {
   if (app.hasDecorator('oauth')) throw new AlreadyRegisteredError()
+  expectNoPrefix(app, options, plugin, pathOption)
+}
+
+/** The URLs of a plugin are told to others beforehand, so a prefix would make them wrong. */
+export function expectNoPrefix (app: FastifyInstance, options: object, plugin: string, pathOption: string): void {
   const { prefix = app.prefix } = options as { prefix?: string }
   if (prefix !== '') throw new PrefixError(plugin, prefix, pathOption)
 }

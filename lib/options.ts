@@ -144,13 +144,10 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   const configured = configuredClients(options.clients, { scopes, resources })
   const registration = parseRegistration(options.registration)
   const clientIdMetadata = parseClientIdMetadata(options.clientIdMetadata)
-  const { currentUser, loginUrl, codeLifetime = 60, rootAliases = false, views, findUser, userinfo, fallbackToken, onEvent } = options
+  const { codeLifetime = 60, rootAliases = false, findUser, userinfo, fallbackToken, onEvent } = options
 
-  expect(typeof currentUser === 'function', 'currentUser', 'a function (request) => user or null', currentUser)
-  expect(typeof loginUrl === 'function' || (typeof loginUrl === 'string' && /^(\/(?![/\\])|https?:\/\/)/.test(loginUrl)), 'loginUrl', "a path such as '/login', an http(s) URL, or a function", loginUrl)
   expect(Number.isInteger(codeLifetime) && codeLifetime >= 1 && codeLifetime <= 600, 'codeLifetime', 'whole seconds from 1 to 600', codeLifetime)
   expect(typeof rootAliases === 'boolean', 'rootAliases', 'true or false', rootAliases)
-  expect(views === undefined || (typeof views === 'string' && isAbsolute(views) && statSync(views, { throwIfNoEntry: false })?.isDirectory() === true), 'views', 'the absolute path of an existing folder', views)
   expectFunctions(options, {
     findUser: '(userId) => user or null', userinfo: '(user, grant) => claims', fallbackToken: '(token, request) => grant or null', onEvent: '(event) => void'
   })
@@ -200,9 +197,8 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     clientIdMetadata: clientIdMetadata !== null,
     rateLimit: parseRateLimit(options.rateLimit),
     rootAliases,
-    views,
-    currentUser,
-    loginUrl: typeof loginUrl === 'function' ? loginUrl : (_request: FastifyRequest, returnTo: string) => withReturnTo(loginUrl, returnTo),
+    views: parseViews(options.views),
+    ...parseSignIn(options),
     findUser,
     userinfo,
     fallbackToken,
@@ -220,7 +216,8 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
   })
 }
 
-function parseKeys (keys: unknown): Uint8Array[] {
+/** @throws FST_MCP_OAUTH_INVALID_OPTION that never quotes a secret */
+export function parseKeys (keys: unknown): Uint8Array[] {
   const expected = 'a list of one or more secrets, each at least 32 bytes in base64url or hexadecimal'
   expect(Array.isArray(keys) && keys.length > 0, 'keys', expected, Array.isArray(keys) ? 'an empty list' : typeof keys)
   return keys.map((text: unknown, index) => {
@@ -331,6 +328,18 @@ function parseStore (store: unknown = sqliteStore({ path: 'oauth.db' })): TokenS
   const missing = methods.filter((name) => typeof (store as Record<string, unknown> | null)?.[name] !== 'function')
   expect(missing.length === 0, 'store', 'a token store such as sqliteStore({ path })', `one without ${missing.join(', ')}`)
   return store as TokenStore
+}
+
+/** How this plugin learns who is there, and where it sends whoever is not. */
+export function parseSignIn ({ currentUser, loginUrl }: Pick<McpOAuthOptions, 'currentUser' | 'loginUrl'>) {
+  expect(typeof currentUser === 'function', 'currentUser', 'a function (request) => user or null', currentUser)
+  expect(typeof loginUrl === 'function' || (typeof loginUrl === 'string' && /^(\/(?![/\\])|https?:\/\/)/.test(loginUrl)), 'loginUrl', "a path such as '/login', an http(s) URL, or a function", loginUrl)
+  return { currentUser, loginUrl: typeof loginUrl === 'function' ? loginUrl : (_request: FastifyRequest, returnTo: string) => withReturnTo(loginUrl, returnTo) }
+}
+
+export function parseViews (views: unknown): string | undefined {
+  expect(views === undefined || (typeof views === 'string' && isAbsolute(views) && statSync(views, { throwIfNoEntry: false })?.isDirectory() === true), 'views', 'the absolute path of an existing folder', views)
+  return views as string | undefined
 }
 
 function withReturnTo (loginUrl: string, returnTo: string): string {

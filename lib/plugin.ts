@@ -33,10 +33,11 @@ async function mcpOAuth (app: FastifyInstance, options: McpOAuthOptions): Promis
 
   // What a client does, in its order. All of it in a scope of its own: the host's parsers, views and handlers stay.
   await app.register(async function mcpOAuthEndpoints (scope) {
-    const { paths, registration, rootAliases } = settings
+    const { paths, registration, rootAliases, resources, issuer, views } = settings
     scope.addHook('onRoute', refuseHostPolicy)
     await addRateLimits(scope, settings)
-    await addPages(scope, settings)
+    const siteName = resources.find(({ path }) => path !== null)?.name ?? new URL(issuer).host
+    await addPages(scope, { views, stylesPath: paths.styles, siteName })
 
     const serve = async (name: Measurement['endpoint'], path: string | null, endpoint: (app: FastifyInstance, settings: Settings) => Promise<void>, alias?: string): Promise<void> => {
       for (const prefix of [path, rootAliases ? alias : undefined]) {

@@ -1,6 +1,7 @@
 import createError from '@fastify/error'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import { fetchBounded } from './clients/bounded-fetch.js'
 import { resourceMetadataEndpoints } from './endpoints/metadata.js'
 import { createEmit, type AuditEvent } from './events.js'
 import { expect, expectFunctions, expectNames, expectPlace, expectUrl, isSafeUrl } from './expect.js'
@@ -46,7 +47,7 @@ const TEXTS = ['scope', 'client_id', 'client_name', 'token_type', 'tenant_id', '
 type Introspect = (token: string) => Promise<Introspection | undefined>
 
 const CACHE_SIZE = 10_000
-/** Characters. */
+/** Bytes. */
 const MAX_ANSWER = 64 * 1024
 /** Milliseconds to wait for the authorization server. */
 const TIMEOUT = 5000
@@ -153,39 +154,11 @@ async function discover (issuer: string): Promise<string> {
 
 /** A JSON object. What else came is not quoted, for the log: it may repeat the token or the secret. */
 async function ask (url: string, init?: RequestInit): Promise<Record<string, unknown>> {
-  const aborted = new AbortController()
-  let reader: ReadableStreamDefaultReader<string> | undefined
-  let timer: NodeJS.Timeout | undefined
-  // Not the signal alone: once the answer has begun, garbage collection may take away what links it to the fetch.
-  const late = new Promise<never>((_resolve, reject) => {
-    timer = setTimeout(() => {
-      reject(new Error(`timeout: no whole answer from ${url} within ${TIMEOUT} ms`))
-      aborted.abort()
-      reader?.cancel().catch(() => {})
-    }, TIMEOUT)
-  })
-  const answer = async (): Promise<Record<string, unknown>> => {
-    const response = await fetch(url, { ...init, redirect: 'error', signal: aborted.signal })
-    let text = ''
-    reader = response.body?.pipeThrough(new TextDecoderStream()).getReader()
-    for (let part = await reader?.read(); part?.done === false; part = await reader!.read()) {
-      text += part.value
-      // Counted once unpacked: two megabytes of gzip can be two gigabytes.
-      if (text.length > MAX_ANSWER) {
-        aborted.abort()
-        throw new Error(`${url} answered with over ${MAX_ANSWER} characters`)
-      }
-    }
-    if (!response.ok) throw new Error(`${url} answered ${response.status}${response.status === 401 ? ': are clientId and clientSecret right?' : ''}`)
-    const body = parseJson(text)
-    if (!isObject(body)) throw new Error(`${url} answered something else than a JSON object`)
-    return body
-  }
-  try {
-    return await Promise.race([answer(), late])
-  } finally {
-    clearTimeout(timer)
-  }
+  const response = await fetchBounded(url, { ...init, redirect: 'error' }, { timeout: TIMEOUT, maxLength: MAX_ANSWER })
+  if (!response.ok) throw new Error(`${url} answered ${response.status}${response.status === 401 ? ': are clientId and clientSecret right?' : ''}`)
+  const body = parseJson(await response.text())
+  if (!isObject(body)) throw new Error(`${url} answered something else than a JSON object`)
+  return body
 }
 
 /** An `exp` that is no number would never come. */

@@ -3,10 +3,12 @@ import { constants } from 'node:crypto'
 import type { LookupAddress } from 'node:dns'
 import dns from 'node:dns/promises'
 import { once } from 'node:events'
-import type { ClientRequest, IncomingHttpHeaders, IncomingMessage } from 'node:http'
+import type { ClientRequest, IncomingHttpHeaders, IncomingMessage, OutgoingHttpHeaders } from 'node:http'
 import https from 'node:https'
 import { isIP, isIPv6, type LookupFunction } from 'node:net'
+import { Readable } from 'node:stream'
 import { isObject, parseJson } from '../protocol/json.js'
+import type { Fetch } from './bounded-fetch.js'
 
 // How this server asks others on behalf of a user who may mean it harm: only hosts that everybody can reach, and no more
 // than a small document. Nothing here may reveal what is near this server.
@@ -37,18 +39,8 @@ export class AnswerError extends Error {}
  * @throws Error for whatever kept it from coming within 5 seconds, a host that is not public included
  */
 export async function getPublicJson (url: string, maxBytes: number, agent: https.Agent = direct): Promise<{ body: Record<string, unknown>, headers: IncomingHttpHeaders }> {
-  const { protocol, hostname } = new URL(url)
-  if (protocol !== 'https:') throw new Error(`${url} is not https`)
-  // A name is looked up, and what it stands for checked; an address would be connected to as it is.
-  if (isIP(hostname.replace(/^\[|\]$/g, '')) !== 0) throw new Error(`${url} has an address instead of a name`)
-
-  const request = https.get(url, { agent, lookup: lookUpPublic, headers: { accept: 'application/json', 'accept-encoding': 'identity', 'user-agent': 'fastify-mcp-oauth' } })
-  // Whoever waits for the answer or reads it gets the error.
-  request.on('error', () => {})
-  let informed = 0
-  request.on('information', () => {
-    if (++informed > MAX_INFORMATION) request.destroy(new Error(`${url} gave over ${MAX_INFORMATION} answers of 1xx`))
-  })
+  const request = requestPublic(url, { agent, headers: { accept: 'application/json' } })
+  request.end()
   let timer: NodeJS.Timeout | undefined
   // Not by ending the request alone: an answer that has begun does not always say that it was cut off.
   const late = new Promise<never>((_resolve, reject) => {
@@ -65,6 +57,42 @@ export async function getPublicJson (url: string, maxBytes: number, agent: https
     clearTimeout(timer)
     request.destroy()
   }
+}
+
+/**
+ * fetch(), where the address came from a user: https, public hosts and no redirects. For as long as whoever asks waits.
+ *
+ * @throws Error for a host that is not public or cannot be reached
+ */
+export const fetchPublic: Fetch = async (url, init) => {
+  const asked = new Request(url, init)
+  const body = Buffer.from(await asked.arrayBuffer())
+  const request = requestPublic(asked.url, { method: asked.method, headers: Object.fromEntries(asked.headers), signal: asked.signal })
+  request.end(body)
+  const [response] = await once(request, 'response') as [IncomingMessage]
+  const { statusCode = 0 } = response
+  const headers = Object.entries(response.headersDistinct).flatMap(([name, values = []]) => values.map((value): [string, string] => [name, value]))
+  // These have none, and a Response insists on it.
+  if ([204, 205, 304].includes(statusCode)) response.resume()
+  return new Response([204, 205, 304].includes(statusCode) ? null : Readable.toWeb(response) as ReadableStream, { status: statusCode, headers })
+}
+
+function requestPublic (url: string, options: https.RequestOptions): ClientRequest {
+  const { protocol, hostname } = new URL(url)
+  if (protocol !== 'https:') throw new Error(`${url} is not https`)
+  // A name is looked up, and what it stands for checked; an address would be connected to as it is.
+  if (isIP(hostname.replace(/^\[|\]$/g, '')) !== 0) throw new Error(`${url} has an address instead of a name`)
+
+  const request = https.request(url, {
+    agent: direct, ...options, lookup: lookUpPublic, headers: { 'user-agent': 'fastify-mcp-oauth', ...options.headers as OutgoingHttpHeaders, 'accept-encoding': 'identity' }
+  })
+  // Whoever waits for the answer or reads it gets the error.
+  request.on('error', () => {})
+  let informed = 0
+  request.on('information', () => {
+    if (++informed > MAX_INFORMATION) request.destroy(new Error(`${url} gave over ${MAX_INFORMATION} answers of 1xx`))
+  })
+  return request
 }
 
 async function readJson (url: string, request: ClientRequest, maxBytes: number): Promise<{ body: Record<string, unknown>, headers: IncomingHttpHeaders }> {

@@ -5,19 +5,26 @@ import { hash } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import type { Settings } from '../options.js'
 import { AuthorizationError, LinkedAuthorizationError, type ErrorForClient } from '../protocol/errors.js'
 import { authorizationResponse, redirectHost } from '../protocol/redirect-uri.js'
 import { logRefusal, retryAfter, toOAuthError } from './errors.js'
 
 const BUILT_IN = fileURLToPath(new URL('../../views/', import.meta.url))
 
-type Page = 'consent' | 'connected-apps' | 'error'
+type Page = 'consent' | 'connected-apps' | 'connections' | 'error'
+
+export interface PageOptions {
+  /** Folder whose files replace the built-in ones. */
+  views: string | undefined
+  stylesPath: string
+  /** What this site calls itself. */
+  siteName: string
+}
 
 /** The view engine and the stylesheet, under names of their own: the host may use @fastify/view too. */
-export async function addPages (app: FastifyInstance, settings: Settings): Promise<void> {
+export async function addPages (app: FastifyInstance, { views, stylesPath, siteName }: PageOptions): Promise<void> {
   const file = (name: string): string => {
-    const own = settings.views === undefined ? undefined : join(settings.views, name)
+    const own = views === undefined ? undefined : join(views, name)
     return own !== undefined && existsSync(own) ? own : join(BUILT_IN, name)
   }
   const eta = new Eta({ views: BUILT_IN })
@@ -30,12 +37,12 @@ export async function addPages (app: FastifyInstance, settings: Settings): Promi
     templates: BUILT_IN,
     propertyName: 'oauthView',
     // The built-in files never change while we run; an app's own do while it is being written.
-    production: settings.views === undefined || process.env.NODE_ENV === 'production'
+    production: views === undefined || process.env.NODE_ENV === 'production'
   })
   // Not as the engine's default context: what the host keeps in reply.locals would come before it.
-  const common = { stylesUrl: `${settings.paths.styles}?v=${version}`, siteName: siteName(settings) }
+  const common = { stylesUrl: `${stylesPath}?v=${version}`, siteName }
   app.decorateReply('oauthPage', { getter: () => common })
-  app.get(settings.paths.styles, (_request, reply) => reply
+  app.get(stylesPath, (_request, reply) => reply
     .header('cache-control', 'public, max-age=31536000, immutable')
     .header('x-content-type-options', 'nosniff')
     .type('text/css; charset=utf-8')
@@ -61,13 +68,17 @@ export async function sendPage (reply: FastifyReply, statusCode: number, page: P
 }
 
 /** 303: the browser follows with GET, whatever it came with, and repeats no form. RFC 9700 §4.12. */
-export function redirectToClient (reply: FastifyReply, redirectUri: string, parameters: Record<string, string | undefined>): FastifyReply {
-  return keepPrivate(reply).redirect(authorizationResponse(redirectUri, parameters), 303)
+export function seeOther (reply: FastifyReply, location: string): FastifyReply {
+  return keepPrivate(reply).redirect(location, 303)
 }
 
-/** Errors of pages: back to the client where their type says that they may travel, otherwise a page. */
-export function pageErrorHandler (settings: Settings) {
-  const forClient = ({ code, description, state }: ErrorForClient) => ({ error: code, error_description: description, state, iss: settings.issuer })
+export function redirectToClient (reply: FastifyReply, redirectUri: string, parameters: Record<string, string | undefined>): FastifyReply {
+  return seeOther(reply, authorizationResponse(redirectUri, parameters))
+}
+
+/** Errors of pages: back to the client where their type says that they may travel, otherwise a page. `home` is where its user goes on. */
+export function pageErrorHandler ({ issuer, home }: { issuer: string, home?: string }) {
+  const forClient = ({ code, description, state }: ErrorForClient) => ({ error: code, error_description: description, state, iss: issuer })
   return async function (thrown: unknown, request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
     const error = toOAuthError(thrown)
     logRefusal(request, error)
@@ -79,15 +90,10 @@ export function pageErrorHandler (settings: Settings) {
     if (seconds !== undefined) reply.header('retry-after', seconds)
     // A browser that is told 401 would be told how to authenticate, and there is no way.
     const statusCode = error.code === 'invalid_client' ? 400 : error.statusCode
-    return await sendPage(reply, statusCode, 'error', { error, back }, "'none'")
+    return await sendPage(reply, statusCode, 'error', { error, back, home }, "'none'")
   }
 }
 
 function keepPrivate (reply: FastifyReply): FastifyReply {
   return reply.header('cache-control', 'no-store').header('referrer-policy', 'no-referrer')
-}
-
-/** What this site calls itself, whatever is elsewhere. */
-function siteName ({ resources, issuer }: Settings): string {
-  return resources.find(({ path }) => path !== null)?.name ?? new URL(issuer).host
 }

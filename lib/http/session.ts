@@ -6,7 +6,7 @@ import { isIdentifier } from '../protocol/secret.js'
 const CurrentUserError = createError('FST_MCP_OAUTH_INVALID_USER', 'currentUser must answer null or { id, name?, tenantId? } with strings that are not empty and hold no NUL, got %s')
 
 /** Who is signed in to the host app. Only its own session is asked, never a token. */
-export async function signedInUser (settings: Settings, request: FastifyRequest): Promise<User | null> {
+export async function signedInUser (settings: Pick<Settings, 'currentUser'>, request: FastifyRequest): Promise<User | null> {
   const user = await settings.currentUser(request) ?? null
   if (user === null) return null
   const { id, name, tenantId } = user
@@ -16,6 +16,6 @@ export async function signedInUser (settings: Settings, request: FastifyRequest)
 }
 
 /** Sends the browser to the host's sign-in; `returnTo` is a path of this app. */
-export function sendToLogin (settings: Settings, request: FastifyRequest, reply: FastifyReply, returnTo: string): FastifyReply {
+export function sendToLogin (settings: Pick<Settings, 'loginUrl'>, request: FastifyRequest, reply: FastifyReply, returnTo: string): FastifyReply {
   return reply.header('cache-control', 'no-store').redirect(settings.loginUrl(request, returnTo), 303)
 }

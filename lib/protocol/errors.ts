@@ -32,6 +32,8 @@ export type Reason =
   | 'client_metadata_mismatch' | 'client_metadata_secret' | 'client_metadata_unreachable'
   | 'client_metadata_unreadable' | 'client_mismatch' | 'client_not_allowed' | 'client_secret_mismatch'
   | 'client_unknown' | 'code_expired' | 'code_missing' | 'code_replayed' | 'code_unreadable'
+  | 'connection_for_another_user' | 'connection_issuer' | 'connection_limited' | 'connection_refused'
+  | 'connection_replayed' | 'connection_server_unknown' | 'connection_state' | 'connection_unreachable'
   | 'content_type_unsupported' | 'decision_missing' | 'denied_by_user' | 'grant_type_missing'
   | 'grant_type_unsupported' | 'grant_unknown' | 'introspection_failed' | 'no_scope_left' | 'parameter_array'
   | 'parameter_repeated' | 'pkce_challenge_malformed' | 'pkce_challenge_missing' | 'pkce_method_unsupported'

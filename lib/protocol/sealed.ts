@@ -3,7 +3,7 @@ import { LRUCache } from 'lru-cache'
 import { OAuthError } from './errors.js'
 import { deriveKey } from './secret.js'
 
-/** Nothing longer is even parsed. */
+/** Characters. Nothing longer is even parsed. */
 const MAX_LENGTH = 8192
 
 /** Characters of what was signed, and as many of what was verified; what has more than a usual app's is not worth them. */
@@ -30,21 +30,21 @@ export interface Sealer<T extends Expiring> {
   open: (value: string, now: number) => Promise<T | Unreadable>
 }
 
-export async function createSealer<T extends Expiring> (keys: readonly Uint8Array[], purpose: string): Promise<Sealer<T>> {
+export async function createSealer<T extends Expiring> (keys: readonly Uint8Array[], purpose: string, maxLength = MAX_LENGTH): Promise<Sealer<T>> {
   const keyring = await createKeyring(keys, purpose, { name: 'AES-GCM' }, ['encrypt', 'decrypt'])
   return {
     async seal (payload) {
       const value = await new CompactEncrypt(Buffer.from(JSON.stringify(payload)))
         .setProtectedHeader({ alg: 'dir', enc: 'A256GCM', ...keyring.header })
         .encrypt(keyring.first)
-      if (value.length > MAX_LENGTH) {
+      if (value.length > maxLength) {
         throw new OAuthError('invalid_request', 'The request is too long.', { reason: 'request_too_long' })
       }
       return value
     },
 
     async open (value, now) {
-      if (!isCanonical(value, 5)) return 'unreadable'
+      if (!isCanonical(value, 5, maxLength)) return 'unreadable'
       try {
         const { plaintext } = await compactDecrypt(value, keyring.find, {
           keyManagementAlgorithms: ['dir'],
@@ -122,8 +122,8 @@ async function createKeyring (keys: readonly Uint8Array[], purpose: string, algo
 }
 
 /** Base64url has spare bits in its last character: without this check several strings would be one value. */
-function isCanonical (value: string, segments: number): boolean {
-  if (value.length > MAX_LENGTH) return false
+function isCanonical (value: string, segments: number, maxLength = MAX_LENGTH): boolean {
+  if (value.length > maxLength) return false
   const parts = value.split('.')
   return parts.length === segments && parts.every((part) => Buffer.from(part, 'base64url').toString('base64url') === part)
 }

@@ -26,6 +26,9 @@ const FIND_BY_TOKEN_HASHES = `SELECT ${selectList(GRANT_COLUMNS)}, token_hash FR
 /** Any number that others are unlikely to lock. */
 const MIGRATION_LOCK = 7_426_917_311
 
+/** Milliseconds. */
+const TIMEOUT = 5000
+
 /** Milliseconds: an index on a large table takes its time. */
 const MIGRATION_TIMEOUT = 30 * 60 * 1000
 
@@ -40,6 +43,13 @@ const PgMissingError = createError('FST_MCP_OAUTH_PG_MISSING', 'postgresStore() 
  */
 export function postgresStore (options: PostgresStoreOptions): TokenStore {
   return new PostgresStore(options)
+}
+
+/** The app's own pool, or one that is made here. */
+export async function openPool ({ migrate: _, preparedStatements: __, timeout = TIMEOUT, ...options }: PostgresStoreOptions): Promise<Pool> {
+  if ('pool' in options) return options.pool
+  const { default: pg } = await import('pg').catch((cause: unknown) => { throw new PgMissingError({ cause }) })
+  return new pg.Pool({ connectionTimeoutMillis: timeout, keepAlive: true, ...options })
 }
 
 interface Lookup {
@@ -58,21 +68,14 @@ class PostgresStore implements TokenStore {
 
   constructor (options: PostgresStoreOptions) {
     this.#options = options
-    this.#timeout = options.timeout ?? 5000
+    this.#timeout = options.timeout ?? TIMEOUT
   }
 
   async open (): Promise<void> {
-    this.#pool = await this.#connect()
+    this.#pool = await openPool(this.#options)
     // The pool drops a broken idle connection by itself; without a listener the event would end the process.
     this.#pool.on('error', ignore)
     if (this.#options.migrate !== false) await this.#migrate()
-  }
-
-  async #connect (): Promise<Pool> {
-    if ('pool' in this.#options) return this.#options.pool
-    const { migrate: _, preparedStatements: __, timeout: ___, ...config } = this.#options
-    const { default: pg } = await import('pg').catch((cause: unknown) => { throw new PgMissingError({ cause }) })
-    return new pg.Pool({ connectionTimeoutMillis: this.#timeout, keepAlive: true, ...config })
   }
 
   /** Takes no lock where there is nothing to do; where there is, of any number of nodes one does it. */

@@ -1,4 +1,4 @@
-import type { DatabaseSyncInstance, StatementSyncInstance } from '@photostructure/sqlite'
+import type { DatabaseSyncInstance as Database, StatementSyncInstance } from '@photostructure/sqlite'
 import createError from '@fastify/error'
 import { closeSync, existsSync, openSync } from 'node:fs'
 import { setTimeout } from 'node:timers/promises'
@@ -47,7 +47,7 @@ class SqliteStore implements TokenStore {
   // What arrives together shares one transaction: its wait for the disk, or its locks of the file, take longer than the rest.
   readonly #issues = new Batch((issues: Issue[]) => this.#use(() => this.#transaction('IMMEDIATE', () => issues.map((issue) => this.#issueOne(issue)))))
   readonly #lookups = new Batch((hashes: Uint8Array[]) => this.#use(() => this.#transaction('DEFERRED', () => hashes.map((hash) => this.#get(FIND_BY_TOKEN_HASH, hash, grantRowOf)))))
-  #database: DatabaseSyncInstance | undefined
+  #database: Database | undefined
 
   constructor (path: string, migrate: boolean) {
     this.#path = path
@@ -55,31 +55,16 @@ class SqliteStore implements TokenStore {
   }
 
   async open (): Promise<void> {
-    const { DatabaseSync } = await loadDriver()
-    const database = this.#use(() => {
-      // Nobody else on the machine needs to know who has connected what; SQLite gives its other files the same mode.
-      if (this.#path !== ':memory:' && !existsSync(this.#path)) closeSync(openSync(this.#path, this.#migrate ? 'a' : 'r', 0o600))
-      this.#database = new DatabaseSync(this.#path)
-      this.#database.exec(`PRAGMA busy_timeout = ${BUSY_TIMEOUT}; PRAGMA synchronous = FULL`)
-      return this.#database
-    })
-    if (!this.#migrate) return
-    // SQLite does not wait for other processes that turn a new file to WAL in the same moment, so this does.
-    for (const until = Date.now() + BUSY_TIMEOUT; ; await setTimeout(10)) {
-      try {
-        this.#use(() => {
-          database.exec('PRAGMA journal_mode = WAL')
-          this.#upgrade(database)
-        })
-        break
-      } catch (error) {
-        if (Date.now() > until || ((error as Error).cause as { errcode?: number } | undefined)?.errcode !== SQLITE_BUSY) throw error
-      }
+    try {
+      this.#database = await openDatabase(this.#path, this.#migrate)
+      if (this.#migrate) await inWalMode(this.#database, (database) => this.#upgrade(database))
+    } catch (error) {
+      throw named(error)
     }
   }
 
   /** Writes only where something is missing, so that a read-only file still serves the guard. */
-  #upgrade (database: DatabaseSyncInstance): void {
+  #upgrade (database: Database): void {
     const present = (): Set<string> => new Set(database.prepare(`
       SELECT name FROM pragma_table_info('access_tokens') UNION ALL SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = 'access_tokens'
     `).all().map((row) => (row as { name: string }).name))
@@ -222,7 +207,35 @@ class SqliteStore implements TokenStore {
     try {
       return work()
     } catch (error) {
-      throw isOurMistake(error) || error instanceof StoreUnavailableError ? error : new StoreUnavailableError(error)
+      throw named(error)
+    }
+  }
+}
+
+/** Waits for the commits of others, survives a power cut, and is for its owner's eyes alone. */
+export async function openDatabase (path: string, create = true): Promise<Database> {
+  const { DatabaseSync } = await loadDriver()
+  // Nobody else on the machine needs to know who has connected what; SQLite gives its other files the same mode.
+  if (path !== ':memory:' && !existsSync(path)) closeSync(openSync(path, create ? 'a' : 'r', 0o600))
+  const database = new DatabaseSync(path)
+  try {
+    database.exec(`PRAGMA busy_timeout = ${BUSY_TIMEOUT}; PRAGMA synchronous = FULL`)
+    return database
+  } catch (error) {
+    database.close()
+    throw error
+  }
+}
+
+/** SQLite does not wait for other processes that turn a new file to WAL in the same moment, so this does. */
+export async function inWalMode (database: Database, upgrade: (database: Database) => void): Promise<void> {
+  for (const until = Date.now() + BUSY_TIMEOUT; ; await setTimeout(10)) {
+    try {
+      database.exec('PRAGMA journal_mode = WAL')
+      upgrade(database)
+      return
+    } catch (error) {
+      if (Date.now() > until || (error as { errcode?: number }).errcode !== SQLITE_BUSY) throw error
     }
   }
 }
@@ -252,6 +265,11 @@ class Batch<Input, Output> {
       for (const { reject } of waiting) reject(error)
     }
   }
+}
+
+/** The troubles of a database have one name. */
+export function named (error: unknown): unknown {
+  return isOurMistake(error) || error instanceof StoreUnavailableError || error instanceof SqliteMissingError ? error : new StoreUnavailableError(error)
 }
 
 /** SQLITE_ERROR (bad SQL), CONSTRAINT, MISMATCH and MISUSE are bugs; all else is the database being out of reach. */

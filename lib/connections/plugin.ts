@@ -1,0 +1,125 @@
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+import { LRUCache } from 'lru-cache'
+import { expect, expectNames, expectNoPrefix, expectUrl, isPath } from '../expect.js'
+import { sendJson } from '../http/errors.js'
+import { addPages, pageErrorHandler, seeOther, sendPage } from '../http/pages.js'
+import { acceptForms, formParameters, queryParameters, queryString } from '../http/parameters-from-request.js'
+import { sendToLogin, signedInUser } from '../http/session.js'
+import { parseSignIn, parseViews, type McpOAuthOptions } from '../options.js'
+import { OAuthError } from '../protocol/errors.js'
+import { createSealer } from '../protocol/sealed.js'
+import { PAGE_TICKET_LIFETIME, checkTicket, type Ticket } from '../protocol/tickets.js'
+import { beginConnection, finishConnection, type PendingConnection } from './connect.js'
+import { connectionsIn, type Connections } from './connections.js'
+import { Vault, type ConnectionsOptions } from './vault.js'
+
+export interface McpConnectionsOptions extends ConnectionsOptions, Pick<McpOAuthOptions, 'currentUser' | 'loginUrl' | 'views'> {
+  /** The public address of this app: `https://notes.example.com`. No path; http only on loopback. */
+  baseUrl: string
+  /** What this app calls itself, to servers and to its users. Default its host. */
+  name?: string
+  /** Where users see their connections. Default `/my/connections`. */
+  path?: string
+}
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    connections: Connections
+  }
+}
+
+/** How often a user may begin to connect: so many times in so many milliseconds. */
+const LIMITS = [[5, 60 * 1000], [20, 24 * 60 * 60 * 1000]] as const
+
+/** The page, the callback and this app's own client metadata document; `app.connections` for all else. */
+async function mcpConnections (app: FastifyInstance, options: McpConnectionsOptions): Promise<void> {
+  expectNoPrefix(app, options, 'fastify-mcp-oauth/connections', 'path')
+  expectNames(options, '', ['baseUrl', 'keys', 'store', 'servers', 'currentUser', 'loginUrl', 'name', 'path', 'views', 'onEvent'])
+  const { origin, host, protocol, pathname } = expectUrl(options.baseUrl, 'baseUrl', 'https://notes.example.com')
+  expect(pathname === '/', 'baseUrl', 'an address without a path', options.baseUrl)
+  const { path = '/my/connections', name = host } = options
+  expect(isPath(path) && path.length > 1 && !path.endsWith('/'), 'path', "a path such as '/my/connections'", path)
+  const [signIn, views] = [parseSignIn(options), parseViews(options.views)]
+  const vault = new Vault(options)
+  app.addHook('onClose', async () => await vault.close())
+  await vault.open()
+  const connections = connectionsIn(vault)
+  app.decorate('connections', connections)
+
+  const callbackUrl = `${origin}${path}/callback`
+  const clientMetadata = { client_name: name, client_uri: origin, redirect_uris: [callbackUrl], grant_types: ['authorization_code', 'refresh_token'], response_types: ['code'], token_endpoint_auth_method: 'none' }
+  const clientMetadataUrl = protocol === 'https:' ? `${origin}${path}/client.json` : undefined
+  const self = { pending: await createSealer<PendingConnection>(vault.keys, 'connection state'), callbackUrl, clientMetadata, clientMetadataUrl }
+  const tickets = await createSealer<Ticket>(vault.keys, 'connections page')
+  const begun = LIMITS.map(([max, ttl]) => ({ max, times: new LRUCache<string, number>({ max: 10_000, ttl }) }))
+
+  await app.register(async function mcpConnectionsEndpoints (scope) {
+    await acceptForms(scope)
+    await addPages(scope, { views, stylesPath: `${path}/styles.css`, siteName: name })
+    scope.setErrorHandler(pageErrorHandler({ issuer: origin, home: path }))
+
+    if (clientMetadataUrl !== undefined) scope.get(`${path}/client.json`, async (_request, reply) => sendJson(reply, { client_id: clientMetadataUrl, ...clientMetadata }))
+
+    scope.get(path, async (request, reply) => {
+      const user = await signedInUser(signIn, request)
+      if (user === null) return sendToLogin(signIn, request, reply, `${path}?${queryString(request)}`)
+      const parameters = queryParameters(request)
+      const ticket = await tickets.seal({ userId: user.id, tenantId: user.tenantId ?? null, expiresAt: Date.now() + PAGE_TICKET_LIFETIME })
+      // Its form leads on to servers that nobody knows beforehand, so the policy leaves open where.
+      return await sendPage(reply, 200, 'connections', {
+        action: path, ticket, user, connections: await connections.list(user.id), done: parameters.get('done'), returnTo: returnToOf(parameters.get('return_to'))
+      }, undefined)
+    })
+
+    scope.post(path, async (request, reply) => {
+      const form = formParameters(request)
+      const user = await signedInUser(signIn, request)
+      const { userId } = checkTicket(await tickets.open(form.get('ticket') ?? '', Date.now()), user)
+      const returnTo = returnToOf(form.get('return_to'))
+      const leaving = form.get('disconnect')
+      if (leaving !== undefined) {
+        await connections.disconnect(userId, leaving)
+        return seeOther(reply, returnTo ?? `${path}?done=disconnected`)
+      }
+      const server = form.get('connect') ?? ''
+      const found = await vault.server(userId, server)
+      if (found === undefined) throw new OAuthError('not_found', 'There is no such server.', { reason: 'connection_server_unknown' })
+      count(userId)
+      return seeOther(reply, await beginConnection(vault, self, userId, server, found, returnTo ?? `${path}?done=connected`))
+    })
+
+    scope.get(`${path}/callback`, async (request, reply) => {
+      const parameters = queryParameters(request)
+      const pending = await self.pending.open(parameters.get('state') ?? '', Date.now())
+      if (typeof pending === 'string') throw new OAuthError('invalid_request', 'This is not, or no longer, an answer that this site waits for.', { reason: 'connection_state', detail: pending })
+      const user = await signedInUser(signIn, request)
+      // Also where a cookie is not sent along from another site, which then is once the user comes back from here.
+      if (user === null) return sendToLogin(signIn, request, reply, `${path}/callback?${queryString(request)}`)
+      if (user.id !== pending.userId) throw new OAuthError('access_denied', 'This connection was begun by another user.', { reason: 'connection_for_another_user' })
+      await finishConnection(vault, self, pending, { code: parameters.get('code'), iss: parameters.get('iss'), error: parameters.get('error') })
+      return seeOther(reply, pending.returnTo)
+    })
+  })
+
+  function count (userId: string): void {
+    for (const { max, times } of begun) {
+      const before = times.get(userId) ?? 0
+      if (before >= max) throw new OAuthError('temporarily_unavailable', 'Too many connections were begun.', { reason: 'connection_limited', statusCode: 429 })
+      times.set(userId, before + 1, { noUpdateTTL: true })
+    }
+  }
+}
+
+/** A path of this app; anything else would make it a signpost to anywhere. */
+function returnToOf (value: string | undefined): string | undefined {
+  return value !== undefined && /^\/(?![/\\])[!-~]*$/.test(value) ? value : undefined
+}
+
+/**
+ * The plugin: `await app.register(mcpConnections, { … })`. See McpConnectionsOptions.
+ *
+ * @throws FST_MCP_OAUTH_INVALID_OPTION, FST_MCP_OAUTH_PREFIX, FST_MCP_OAUTH_SDK_MISSING
+ * @throws StoreUnavailableError when the store cannot be opened
+ */
+export default fp(mcpConnections, { fastify: '5.x', name: 'fastify-mcp-oauth-connections' })

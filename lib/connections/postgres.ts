@@ -1,0 +1,28 @@
+import type { Pool, PoolConfig } from 'pg'
+import { openPool } from '../store/postgres.js'
+import { TABLE, storeOn, type ConnectionStore } from './store.js'
+
+/** Any number that others are unlikely to lock. */
+const MIGRATION_LOCK = 7_426_917_312
+
+/** For any number of processes and machines: a pool of yours, which stays open, or what `pg` takes to make one. */
+export function postgresConnectionStore (options: { pool: Pool } | PoolConfig): ConnectionStore {
+  let pool: Pool | undefined
+  return {
+    async open () {
+      pool = await openPool(options)
+      // The pool drops a broken idle connection by itself; without a listener the event would end the process.
+      if (!('pool' in options)) pool.on('error', () => {})
+      // Of any number of processes that start at once, one makes it; the lock ends with the statements.
+      await pool.query(`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK}); ${TABLE}`)
+    },
+    ...storeOn(async (text, values) => {
+      const { rows, rowCount } = await pool!.query({ text, values })
+      return { rows, changes: rowCount ?? 0 }
+    }),
+    async close () {
+      if (!('pool' in options)) await pool?.end()
+      pool = undefined
+    }
+  }
+}
