@@ -1,5 +1,7 @@
 import { writeFileSync } from 'node:fs'
 
+/** Those of the README. */
+const SUMMARY = { guard: 'Guarded request', token: 'Code exchange', refresh: 'Refresh', register: 'Registration' }
 const SCENARIOS = {
   guard: 'Guarded `GET`, a good token',
   unknown: 'Guarded `GET`, an unknown token',
@@ -38,7 +40,41 @@ function tables ({ at, node, cpu, cores, pinned, rounds, seconds, results }) {
   return lines.join('\n') + '\n'
 }
 
-function number (value) {
+/** The table of the README: × bare Fastify, and requests a second. */
+export function summary ({ results }) {
+  const find = (scenario, id) => results.find((result) => result.scenario === scenario && result.id === id)
+  const ids = [...new Set(results.map(({ id }) => id))].filter((id) => id !== 'one-query')
+  const lines = [`| | ${Object.values(SUMMARY).join(' | ')} |`, `|---|${'--:|'.repeat(Object.keys(SUMMARY).length)}`]
+  for (const id of ids) {
+    const { title, keeps } = results.find((result) => result.id === id)
+    const cells = Object.keys(SUMMARY).map((scenario) => {
+      const [row, bare] = [find(scenario, id), find(scenario, 'fastify')]
+      return row === undefined ? '–' : `${(row.rate / bare.rate).toFixed(2)} (${number(row.rate)})`
+    })
+    const name = id === 'fastify' ? title : `${title}, ${keeps}`
+    lines.push(`| ${OURS.has(id) ? `**${name}**` : name} | ${cells.join(' | ')} |`)
+  }
+  return lines.join('\n')
+}
+
+/** What the README says of large tables. */
+export function growth ({ results }) {
+  const times = (scenario) => ['sqlite', 'postgres'].map((store) => {
+    const rows = results.filter((result) => result.scenario === scenario && result.store === store)
+    return (rows[0].rate / rows.at(-1).rate).toFixed(2)
+  })
+  const [[guardSqlite, guardPostgres], [tokenSqlite, tokenPostgres]] = [times('guard'), times('token')]
+  const [least, most] = [results[0].rows, Math.max(...results.map(({ rows }) => rows))].map(number)
+  return `With ${most} grants in place of ${least}, a guarded request takes ${guardSqlite} times as long on SQLite and ${guardPostgres} times on PostgreSQL, a code exchange ${tokenSqlite} and ${tokenPostgres} times.`
+}
+
+/** What the README says of memory. */
+export function soak ({ samples, requests, early, late }) {
+  const megabytes = (bytes) => (bytes / 1e6).toFixed(0)
+  return `${number(samples.at(-1).seconds / 60)} minutes of everything at once, ${number(requests)} requests: ${megabytes(early)} MB after the first minute, ${megabytes(late)} MB at the end.`
+}
+
+export function number (value) {
   return Math.round(value).toLocaleString('en-US')
 }
 

@@ -34,7 +34,8 @@ for (let round = 0; performance.now() - startedAt < SECONDS * 1000; round++) {
 // One sample is before or after a collection by chance: the highest of ten seconds is what the process needs.
 const around = (seconds) => Math.max(...samples.filter((sample) => Math.abs(sample.seconds - seconds) <= 10).map(({ rss }) => rss))
 const [early, late] = [around(SECONDS / 5), around(SECONDS)]
-console.log(`\n${samples.length * 20_000} requests; RSS ${(early / 1e6).toFixed(0)} MB after ${SECONDS / 5} s, ${(late / 1e6).toFixed(0)} MB after ${SECONDS} s: ${((late / early - 1) * 100).toFixed(1)} %`)
+const requests = samples.length * 20_000
+console.log(`\n${requests} requests; RSS ${(early / 1e6).toFixed(0)} MB after ${SECONDS / 5} s, ${(late / 1e6).toFixed(0)} MB after ${SECONDS} s: ${((late / early - 1) * 100).toFixed(1)} %`)
 mkdirSync(new URL('results/', import.meta.url), { recursive: true })
-writeFileSync(new URL('results/soak.json', import.meta.url), JSON.stringify({ at: new Date().toISOString(), node: process.version, samples }, null, 1))
+writeFileSync(new URL('results/soak.json', import.meta.url), JSON.stringify({ at: new Date().toISOString(), node: process.version, requests, early, late, samples }, null, 1))
 process.exit()

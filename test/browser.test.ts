@@ -1,3 +1,4 @@
+import Fastify from 'fastify'
 import { once } from 'node:events'
 import { mkdirSync, readFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type RequestListener, type Server } from 'node:http'
@@ -5,13 +6,16 @@ import { createServer as createTlsServer } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
+import mcpConnections, { sqliteConnectionStore } from '../dist/connections/index.js'
 import type { McpOAuthOptions } from '../dist/index.js'
-import { pkce, testApp } from './app.js'
+import { KEY, pkce, testApp } from './app.js'
 import { axe, startChromium } from './chromium.js'
+import { job } from './connections.js'
 import { Browser, MCP_HEADERS, callMcp, callTool, startExample } from './example.js'
 import { Network, PUBLIC } from './network.js'
 import type { BrowserContextOptions, CDPSession, Page } from './programs/node_modules/playwright-core/index.js'
 import { freePort } from './scripts/free-port.js'
+import { SDKS } from './sdk.js'
 
 // What only a real browser shows. Nothing here is a stand-in: the example runs as its users start it, the clients are
 // programs that listen, and all that passes between them is HTTP.
@@ -19,6 +23,8 @@ import { freePort } from './scripts/free-port.js'
 const [chromium, example] = await Promise.all([startChromium(t), startExample(t, { env: { RATE_LIMIT: 'off' } })])
 const APPS = `${example.url}/my/connected_apps`
 const MCP = `${example.url}/mcp`
+/** A name that fits nowhere, and is not HTML. */
+const LONG = `<b>${'M'.repeat(60)}</b> مرحبا 😀`
 const SCREENSHOTS = process.env.UPDATE_SCREENSHOTS === '1'
 /** Milliseconds. Far more than a step takes: others use this machine too. */
 const PATIENCE = 30_000
@@ -592,6 +598,66 @@ t.test('connected apps of one host stand together, and each is disconnected by i
   await page.getByRole('heading', { name: 'Claude Code' }).waitFor({ state: 'detached' })
   t.strictSame(await names(), [['Notes for Emacs']])
   t.strictSame(await statuses(), [401, 200, 401])
+})
+
+// --- Connections
+
+t.test('servers are connected, reconnected and disconnected on the page of connections', async (t) => {
+  const { page, expect } = await person(t)
+  const origin = `http://localhost:${await freePort()}`
+  const app = Fastify({ forceCloseConnections: true })
+  t.teardown(async () => await app.close())
+  await app.register(mcpConnections, {
+    baseUrl: origin,
+    name: 'Demo Digest',
+    keys: [KEY],
+    store: sqliteConnectionStore({ path: ':memory:' }),
+    servers: { notes: { url: MCP, name: 'Demo Notes', scopes: ['read', 'write'] }, [LONG]: { url: `https://${'a'.repeat(63)}.example/mcp`, name: LONG } },
+    currentUser: () => ({ id: 'alice', name: 'Alice' }),
+    loginUrl: '/login'
+  })
+  await app.listen({ port: Number(new URL(origin).port), host: 'localhost' })
+  const home = `${origin}/my/connections`
+  const state = async (): Promise<string> => await page.locator('main li').first().locator('strong').innerText()
+
+  await page.goto(home)
+  t.equal(await state(), 'Not connected')
+  await inspect(t, page, 'connections')
+  await fits(t, page, 'connections')
+
+  await page.getByRole('button', { name: 'Connect Demo Notes' }).click()
+  await page.getByRole('button', { name: 'Alice' }).click()
+  t.equal(await page.locator('main h1').innerText(), 'Allow Demo Digest to use Demo Notes?')
+  expect(/status of 403/)
+  await page.getByRole('button', { name: 'Deny' }).click()
+  await page.getByRole('heading', { name: 'That did not work' }).waitFor()
+  await inspect(t, page, 'a connection that was not allowed')
+
+  await page.getByRole('link', { name: 'your connections' }).click()
+  await page.getByRole('button', { name: 'Connect Demo Notes' }).click()
+  await allow(page).click()
+  await page.getByRole('status').waitFor()
+  t.equal(page.url(), `${home}?done=connected`)
+  t.equal(await state(), 'Connected')
+  t.match(await page.locator('main li').first().innerText(), /Allowed: read, write\s+Connected \d{4}-/)
+  await inspect(t, page, 'connections, one connected')
+  await screenshot(page, 'connections')
+
+  const there = new Browser(example, 'alice')
+  const { apps } = await there.connectedApps()
+  await there.disconnect(apps.find(({ name }) => name === 'Demo Digest')!.clientId)
+  await t.rejects(job(SDKS[1]!, app.connections, MCP, 'alice', 'list_notes'), { name: 'ReconnectRequiredError' })
+  await page.goto(home)
+  t.equal(await state(), 'Needs reconnecting')
+  await inspect(t, page, 'connections, one to be made again')
+  await page.getByRole('button', { name: 'Reconnect Demo Notes' }).click()
+  await allow(page).click()
+  await page.getByRole('status').waitFor()
+  t.equal(await job(SDKS[1]!, app.connections, MCP, 'alice', 'list_notes'), 'There are no notes yet.')
+
+  await page.getByRole('button', { name: 'Disconnect Demo Notes' }).click()
+  await page.getByText('has no access there any more').waitFor()
+  t.equal(await state(), 'Not connected')
 })
 
 // --- Ways in

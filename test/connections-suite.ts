@@ -1,7 +1,7 @@
 import type { Test } from 'tap'
 import { KEY } from './app.js'
-import { createConnections, job, startLocal, startRemote, worker, type Local } from './connections.js'
-import { NotConnectedError, ReconnectRequiredError, sqliteConnectionStore } from '../dist/connections/index.js'
+import { job, startLocal, startRemote, worker, type Local } from './connections.js'
+import { NotConnectedError, ReconnectRequiredError, createConnections, sqliteConnectionStore } from '../dist/connections/index.js'
 import { SDKS, type Sdk } from './sdk.js'
 
 const OTHER_KEY = 'cd'.repeat(32)
@@ -58,10 +58,11 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
       await local.edit('alice', 'notes', () => ({ refreshAt: Date.now() - 1 }))
-      const outcomes = await Promise.all(Array.from({ length: 8 }, async (_, index) => index < 4
+      const processes = sdk === SDKS[0] && without === undefined ? 8 : 1
+      const outcomes = await Promise.all(Array.from({ length: 8 }, async (_, index) => index < processes
         ? await worker(sdk, { without, url: remote.url, user: 'alice', store: { sqlite: local.path } })
         : await job(sdk, local.connections, remote.url, 'alice', 'list_notes')))
-      t.strictSame(outcomes, Array.from({ length: 8 }, () => 'There are no notes yet.'), 'four processes, and four in this one')
+      t.strictSame(outcomes, Array.from({ length: 8 }, () => 'There are no notes yet.'), 'in processes of their own, and in this one')
       t.equal(refreshes(remote), 1)
       t.strictSame(remote.events.filter(({ type }) => type === 'token.revoked'), [], 'no refresh token came twice')
     })
@@ -114,7 +115,6 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       t.equal(refreshes(remote), 1)
     })
   }
-
 }
 
 /** What users go through, in the browser. */

@@ -1,5 +1,7 @@
+import type { OAuthClientProvider as ProviderV2 } from '@modelcontextprotocol/client'
 import { toWebRequest } from '@modelcontextprotocol/node'
 import { McpServer, createMcpHandler } from '@modelcontextprotocol/server'
+import type { OAuthClientProvider as ProviderV1 } from '@modelcontextprotocol/sdk/client/auth.js'
 import { DatabaseSync } from '@photostructure/sqlite'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { spawn } from 'node:child_process'
@@ -9,7 +11,7 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { Test } from 'tap'
 import * as z from 'zod'
-import mcpConnections, { createConnections, sqliteConnectionStore, type ConnectionEvent, type Connections, type McpConnectionsOptions } from '../dist/connections/index.js'
+import mcpConnections, { sqliteConnectionStore, type ConnectionEvent, type ConnectionStore, type Connections, type McpConnectionsOptions } from '../dist/connections/index.js'
 import type { Credentials } from '../dist/connections/vault.js'
 import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../dist/index.js'
 import { createSealer } from '../dist/protocol/sealed.js'
@@ -97,9 +99,10 @@ export interface Local {
   connect: (user: string, server?: string) => Promise<{ status: number, location: string, html: string }>
 }
 
-export async function startLocal (t: Test, servers: McpConnectionsOptions['servers'], changes: Partial<McpConnectionsOptions> = {}): Promise<Local> {
+export async function startLocal (t: Test, servers: McpConnectionsOptions['servers'], changes: Partial<McpConnectionsOptions> = {}, openStore?: () => ConnectionStore): Promise<Local> {
   const origin = `http://localhost:${await freePort()}`
   const path = join(folder(), 'connections.db')
+  const store = openStore ?? (() => sqliteConnectionStore({ path }))
   const events: ConnectionEvent[] = []
   const lines: string[] = []
   const app = Fastify({ logger: { level: 'trace', stream: { write: (line: string) => { lines.push(line) } } } })
@@ -107,7 +110,7 @@ export async function startLocal (t: Test, servers: McpConnectionsOptions['serve
     baseUrl: origin,
     name: 'Digest',
     keys: [KEY],
-    store: sqliteConnectionStore({ path }),
+    store: store(),
     servers,
     currentUser: testOptions().currentUser,
     loginUrl: '/login',
@@ -117,14 +120,9 @@ export async function startLocal (t: Test, servers: McpConnectionsOptions['serve
   await app.listen({ port: Number(new URL(origin).port) })
   t.teardown(async () => await app.close())
   const sealer = await createSealer<Credentials>([parseKey(KEY)!], 'connection', 65536)
-  const database = <T>(work: (database: InstanceType<typeof DatabaseSync>) => T): T => {
-    const database = new DatabaseSync(path)
-    try {
-      return work(database)
-    } finally {
-      database.close()
-    }
-  }
+  const beside = store()
+  await beside.open()
+  t.teardown(async () => await beside.close())
 
   const local: Local = {
     origin,
@@ -134,13 +132,16 @@ export async function startLocal (t: Test, servers: McpConnectionsOptions['serve
     lines,
     connections: app.connections,
     dump: () => readdirSync(dirname(path)).map((name) => readFileSync(join(dirname(path), name), 'latin1')).join(''),
-    rows: () => database((database) => (database.prepare('SELECT count(*) AS count FROM connections').get() as { count: number }).count),
+    rows () {
+      const database = new DatabaseSync(path)
+      const { count } = database.prepare('SELECT count(*) AS count FROM connections').get() as { count: number }
+      database.close()
+      return count
+    },
     async edit (user, server, changes) {
-      const { sealed } = database((database) => database.prepare('SELECT sealed FROM connections WHERE user_id = ? AND server = ?').get(user, server)) as { sealed: string }
-      const credentials = await sealer.open(sealed, 0) as Credentials
+      const credentials = await sealer.open((await beside.find(user, server))!.sealed!, 0) as Credentials
       const changed = { ...credentials, ...changes(credentials) }
-      const again = await sealer.seal(changed)
-      database((database) => database.prepare('UPDATE connections SET sealed = ? WHERE user_id = ? AND server = ?').run(again, user, server))
+      if (!await beside.lock(user, server, 1, 0) || !await beside.save(user, server, await sealer.seal(changed), 1)) throw new Error('Somebody changes it')
       return changed
     },
     async visit (path, user, init = {}) {
@@ -192,4 +193,5 @@ export async function worker (sdk: Sdk, options: { without?: string | undefined,
   return output
 }
 
-export { createConnections }
+/** What both versions of the SDK take as it is. */
+export const providers = ({ provider }: Connections): [ProviderV1, ProviderV2] => [provider('alice', 'notes'), provider('alice', 'notes')]

@@ -218,6 +218,14 @@ export class Browser {
     return await response.json() as ConnectedApps
   }
 
+  /** Presses Connect on the page of connections, allows it in the browser of the other server, and answers what this one shows then. */
+  async connect (server: string, there: Browser): Promise<string> {
+    const { html } = await this.follow(await this.fetch('/my/connections'))
+    const form = formWith(html, 'connect', server)
+    const asked = (await this.post(form.action, [...form.hidden, ['connect', server]])).headers.get('location') ?? ''
+    return (await this.follow(await this.fetch((await there.authorize(asked)).href))).html
+  }
+
   /** Presses Disconnect on the connected-apps page, and answers what it shows then. */
   async disconnect (clientId: string): Promise<string> {
     const { html } = await this.follow(await this.fetch('/my/connected_apps'))

@@ -306,7 +306,34 @@ t.test('the types of the package hold in a strict project, its libraries checked
     import 'fastify-mcp-oauth/dist/plugin.js'
     export {}
   `)
-  t.equal(await tsc('remote.ts', 'subpaths.ts'), '', 'the other plugin, and what it adds to an app, without the first; and no inside has types')
+  write('connections.ts', `
+    import Fastify from 'fastify'
+    import mcpConnections, {
+      NotConnectedError, createConnections, sqliteConnectionStore, type Connection, type ConnectionEvent, type ConnectionStore, type McpConnectionsOptions
+    } from 'fastify-mcp-oauth/connections'
+
+    const store: ConnectionStore = sqliteConnectionStore({ path: 'connections.db' })
+    const options: McpConnectionsOptions = {
+      baseUrl: 'https://digest.example.com',
+      keys: [process.env.KEY],
+      store,
+      servers: async (userId: string) => ({ notes: { url: 'https://notes.example.com/mcp/' + userId, scopes: ['read'], userSupplied: true } }),
+      currentUser: () => ({ id: 'alice' }),
+      loginUrl: '/login',
+      onEvent: ({ type, userId, server }: ConnectionEvent) => { console.log(type, userId, server) }
+    }
+    const app = Fastify()
+    await app.register(mcpConnections, options)
+    export const listed: Connection[] = await app.connections.list('alice')
+    export const jobs = createConnections({ keys: ['x'], store, servers: { notes: { url: 'https://notes.example.com/mcp' } } })
+    export const whose = (error: NotConnectedError): [string, string] => [error.userId, error.server]
+
+    // @ts-expect-error a required option is missing
+    await app.register(mcpConnections, { baseUrl: 'https://digest.example.com' })
+    // @ts-expect-error an option that does not exist
+    createConnections({ keys: ['x'], store, servers: {}, path: '/' })
+  `)
+  t.equal(await tsc('remote.ts', 'connections.ts', 'subpaths.ts'), '', 'the other plugin, and what it adds to an app, without the first; and no inside has types')
 })
 
 function write (name: string, text: string): void {

@@ -14,7 +14,7 @@ import mcpOAuth from '../dist/index.js'
 import { COLUMNS } from '../dist/store/schema.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { bearer, dance, folder, testApp } from './app.js'
+import { bearer, dance, fieldOf, folder, testApp } from './app.js'
 import { startPostgres } from './postgres.js'
 import { freePort } from './scripts/free-port.js'
 
@@ -150,6 +150,31 @@ t.test('the two separate servers of the README work together: a token of the one
   await says(log, 'client_secret_mismatch')
 })
 
+t.test('the app and the job of the page about connections work together: what alice connects, the job uses', async (t) => {
+  const [notes, port] = [await freePort(), await freePort()]
+  const [app, job] = ['In your app', 'In your jobs'].map((heading) => programOf(heading).replaceAll('3000', `${notes}`).replaceAll('3001', `${port}`))
+  const env = { PATH: process.env.PATH!, CONNECTIONS_KEY: 'k'.repeat(43) }
+  await challenge(t, programOf('Use it in your app', 1), {}, notes)
+  const { cwd } = await challenge(t, app!, env, port)
+  writeFileSync(join(cwd, 'job.js'), job!)
+  const runJob = async (): Promise<string> => (await promisify(execFile)(NODE, [...ARGS, 'job.js'], { cwd, env })).stdout.trim()
+  t.equal(await runJob(), 'alice has to connect notes first')
+
+  const page = `http://localhost:${port}/my/connections`
+  const ticketOf = async (url: string): Promise<string> => fieldOf(await (await fetch(url)).text(), 'ticket')
+  const post = async (url: string, fields: Record<string, string>): Promise<string> => (await fetch(url, { method: 'POST', redirect: 'manual', body: new URLSearchParams(fields) })).headers.get('location')!
+  const asked = await post(page, { ticket: await ticketOf(page), connect: 'notes' })
+  const callback = await post(`http://localhost:${notes}/oauth/authorize`, { ticket: await ticketOf(asked), decision: 'approve', scope: 'read' })
+  t.match(await (await fetch(callback)).text(), /Connected\./)
+  t.equal(await runJob(), 'list_notes')
+  t.ok(existsSync(join(cwd, 'connections.db')))
+
+  const apps = `http://localhost:${notes}/my/connected_apps`
+  const { ticket, apps: [connected] } = await (await fetch(apps, { headers: { accept: 'application/json' } })).json() as { ticket: string, apps: Array<{ clientId: string }> }
+  await post(apps, { ticket, client: connected!.clientId })
+  t.equal(await runJob(), 'alice has to connect notes again')
+})
+
 // A secret that is another one where it is not encoded.
 const REPORT_SECRET = 'the secret: 100%+'
 const REPORT_SECRET_HASH = createHash('sha256').update(REPORT_SECRET).digest('base64url')
@@ -260,6 +285,15 @@ t.test('the README and its pages name every option, column, command, event and f
   const remote = source('lib/remote.ts').match(/expectNames\(options, '', \[([^\]]*)\]/)![1]!.match(/\w+/g)!
   t.strictSame(table('Separate servers').flatMap(([names]) => names!.match(/\w+/g)!).sort(), [...remote].sort())
 
+  const connections = source('lib/connections/plugin.ts').match(/expectNames\(options, '', \[([^\]]*)\]/)![1]!.match(/\w+/g)!
+  t.strictSame(table('In your app').map(([name]) => name!.replaceAll('`', '')).sort(), [...connections].sort())
+  const servers = source('lib/connections/vault.ts').match(/expectNames\(server, `\$\{at\}\.`, \[([^\]]*)\]/)![1]!.match(/\w+/g)!
+  t.strictSame(table('A server').map(([name]) => name!.replaceAll('`', '')).sort(), [...servers].sort())
+  const methods = source('lib/connections/connections.ts').split('export interface Connections {')[1]!.split('\n}')[0]!.matchAll(/^ {2}(\w+): \(/gm)
+  t.strictSame(table('app.connections').map(([name]) => name!.match(/\w+/)![0]), [...methods].map(([, name]) => name))
+  const fields = source('lib/connections/connections.ts').split('export interface Connection {')[1]!.split('\n}')[0]!.matchAll(/^ {2}(\w+): /gm)
+  t.strictSame(table('app.connections')[2]![1]!.match(/(?<=`)\w+(?=`)/g), [...fields].map(([, name]) => name))
+
   const events = [...source('lib/events.ts').matchAll(/\{ type: '([\w.]+)'(.*) \}$/gm)].map(([, type, fields]) => [type!, ...[...fields!.matchAll(/(\w+):/g)].map(([, field]) => field!)])
   t.strictSame(table('Events').map(([type, fields]) => [type, fields].flatMap((cell) => cell!.match(/[\w.]+/g)!)), events)
   t.match(source('lib/protocol/errors.ts'), /^export type Reason =$/m)
@@ -363,7 +397,8 @@ t.test('an import against the direction is a lint error', async (t) => {
     ['lib/protocol/pkce.ts', '../expect.js'],
     ['lib/expect.ts', './options.js'],
     ['lib/http/guard.ts', '../remote.js'],
-    ['lib/plugin.ts', './remote.js']
+    ['lib/plugin.ts', './remote.js'],
+    ['lib/http/pages.ts', '../connections/vault.js']
   ] as const) t.strictSame(await imports(file, from), ['no-restricted-imports'], `${file} → ${from}`)
   for (const [file, from] of [
     ['lib/http/guard.ts', '../protocol/secret.js'],

@@ -17,17 +17,18 @@ export function signedInUser (request) {
  * GET and POST /login: a sign-in without passwords. Demo only.
  *
  * @param {import('fastify').FastifyInstance} app
+ * @param {{ name?: string }} options what the app is called
  */
-export async function signIn (app) {
+export async function signIn (app, { name = 'Demo Notes' }) {
   app.get('/login', async (request, reply) => {
     const { return_to: returnTo } = /** @type {{ return_to?: unknown }} */ (request.query)
-    return reply.type('text/html; charset=utf-8').send(page(pathOfThisApp(returnTo)))
+    return reply.type('text/html; charset=utf-8').send(page(name, pathOfThisApp(returnTo)))
   })
 
   app.post('/login', async (request, reply) => {
     const { username, return_to: returnTo } = /** @type {Record<string, unknown>} */ (request.body ?? {})
     if (typeof username !== 'string' || !USERS.has(username)) {
-      return reply.code(400).type('text/html; charset=utf-8').send(page(pathOfThisApp(returnTo), 'There is no such user.'))
+      return reply.code(400).type('text/html; charset=utf-8').send(page(name, pathOfThisApp(returnTo), 'There is no such user.'))
     }
     return reply
       .setCookie('session', username, { signed: true, httpOnly: true, secure: 'auto', sameSite: 'lax', path: '/' })
@@ -44,17 +45,22 @@ function pathOfThisApp (returnTo) {
   return typeof returnTo === 'string' && /^\/(?![/\\])[!-~]*$/.test(returnTo) ? returnTo : '/'
 }
 
+/** @param {string} text */
+export function escapeHtml (text) {
+  return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
+}
+
 /**
+ * @param {string} name
  * @param {string} returnTo
  * @param {string} [problem]
  */
-function page (returnTo, problem) {
-  const escaped = returnTo.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
+function page (name, returnTo, problem) {
   return `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sign in – Demo Notes</title>
+<title>Sign in – ${name}</title>
 <style>
   :root { color-scheme: light dark }
   body { font: 1rem/1.5 system-ui, sans-serif; max-width: 22rem; margin: 10vh auto; padding: 0 1rem }
@@ -62,10 +68,10 @@ function page (returnTo, problem) {
 </style>
 <main>
   <h1>Sign in</h1>
-  <p>Demo Notes has two users and no passwords.</p>
+  <p>${name} has two users and no passwords.</p>
   ${problem === undefined ? '' : `<p role="alert">${problem}</p>`}
   <form method="post" action="/login">
-    <input type="hidden" name="return_to" value="${escaped}">
+    <input type="hidden" name="return_to" value="${escapeHtml(returnTo)}">
     ${[...USERS].map(([id, name]) => `<button name="username" value="${id}">${name}</button>`).join('\n    ')}
   </form>
 </main>

@@ -1,6 +1,5 @@
 import { expectNames } from '../expect.js'
 import { Provider } from './provider.js'
-import type { ClientProvider } from './sdk.js'
 import { Vault, type ConnectionsOptions, type Credentials } from './vault.js'
 
 /** A connection, or that there is none, as its user sees it. Times are epoch milliseconds. */
@@ -22,7 +21,7 @@ export interface Connections {
    * What an MCP client takes as `authProvider`. Where the user has to do something, calls reject with NotConnectedError or
    * ReconnectRequiredError; whatever else they reject with may pass.
    */
-  provider: (userId: string, server: string) => ClientProvider
+  provider: (userId: string, server: string) => Provider
   isConnected: (userId: string, server: string) => Promise<boolean>
   /** Every server that the user may connect, connected or not. */
   list: (userId: string) => Promise<Connection[]>

@@ -1,5 +1,6 @@
 import type { Pool, PoolConfig } from 'pg'
 import { openPool } from '../store/postgres.js'
+import { StoreUnavailableError } from '../store/store.js'
 import { TABLE, storeOn, type ConnectionStore } from './store.js'
 
 /** Any number that others are unlikely to lock. */
@@ -14,7 +15,7 @@ export function postgresConnectionStore (options: { pool: Pool } | PoolConfig): 
       // The pool drops a broken idle connection by itself; without a listener the event would end the process.
       if (!('pool' in options)) pool.on('error', () => {})
       // Of any number of processes that start at once, one makes it; the lock ends with the statements.
-      await pool.query(`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK}); ${TABLE}`)
+      await pool.query(`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK}); ${TABLE}`).catch((error: unknown) => { throw new StoreUnavailableError(error) })
     },
     ...storeOn(async (text, values) => {
       const { rows, rowCount } = await pool!.query({ text, values })

@@ -35,13 +35,13 @@ export interface ClientMetadata {
 }
 
 /** RFC 8414 §2. */
-export interface ServerMetadata {
+export type ServerMetadata = {
   issuer: string
   authorization_endpoint: string
   token_endpoint: string
   response_types_supported: string[]
-  revocation_endpoint?: string
-  authorization_response_iss_parameter_supported?: boolean
+  revocation_endpoint?: string | undefined
+  authorization_response_iss_parameter_supported?: boolean | undefined
 }
 
 /** What was discovered. RFC 9728, RFC 8414. */
@@ -51,7 +51,7 @@ export interface DiscoveryState {
   authorizationServerMetadata?: ServerMetadata
 }
 
-/** The SDK's `OAuthClientProvider`. */
+/** The SDK's `OAuthClientProvider`, as browsers need it. */
 export interface ClientProvider {
   readonly redirectUrl: string
   readonly clientMetadataUrl?: string

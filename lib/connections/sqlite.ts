@@ -1,4 +1,4 @@
-import { inWalMode, openDatabase } from '../store/sqlite.js'
+import { inWalMode, named, openDatabase } from '../store/sqlite.js'
 import { TABLE, storeOn, type ConnectionRow, type ConnectionStore } from './store.js'
 
 /** One file, which several processes may share, and `sqliteStore()` too. */
@@ -6,8 +6,12 @@ export function sqliteConnectionStore ({ path }: { path: string }): ConnectionSt
   let database: Awaited<ReturnType<typeof openDatabase>> | undefined
   return {
     async open () {
-      database = await openDatabase(path)
-      await inWalMode(database, (database) => database.exec(TABLE))
+      try {
+        database = await openDatabase(path)
+        await inWalMode(database, (database) => database.exec(TABLE))
+      } catch (error) {
+        throw named(error)
+      }
     },
     ...storeOn((statement, values) => {
       const prepared = database!.prepare(statement.replaceAll('$', '?'))
