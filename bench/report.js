@@ -21,7 +21,7 @@ export function report (run, folder) {
   process.stdout.write(tables(run))
 }
 
-function tables ({ at, node, cpu, cores, pinned, rounds, seconds, results }) {
+export function tables ({ at, node, cpu, cores, pinned, rounds, seconds, results }) {
   const lines = [
     `${at.slice(0, 10)}, Node ${node.slice(1)}, ${cores} cores (${cpu.trim()})${pinned ? ', server on one, load and PostgreSQL on the other' : ''}.`,
     `64 connections, median of ${rounds} rounds of ${seconds} s, in turns.`
@@ -83,7 +83,7 @@ const LEFT = 250
 const WIDTH = 380
 
 /** Bars of requests a second, each panel to its own scale. */
-function chart ({ results }) {
+export function chart ({ results }) {
   const parts = []
   let y = 10
   for (const [scenario, title] of Object.entries(CHART)) {

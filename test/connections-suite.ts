@@ -1,7 +1,16 @@
+import Fastify from 'fastify'
+import { createHash } from 'node:crypto'
+import { mkdirSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { performance } from 'node:perf_hooks'
 import type { Test } from 'tap'
-import { KEY } from './app.js'
+import { KEY, folder } from './app.js'
 import { job, startLocal, startRemote, worker, type Local } from './connections.js'
 import { NotConnectedError, ReconnectRequiredError, createConnections, sqliteConnectionStore } from '../dist/connections/index.js'
+import type { Credentials } from '../dist/connections/vault.js'
+import { StoreUnavailableError } from '../dist/index.js'
+import { parseMetadataDocument } from '../dist/protocol/metadata-document.js'
+import { freePort } from './scripts/free-port.js'
 import { SDKS, type Sdk } from './sdk.js'
 
 const OTHER_KEY = 'cd'.repeat(32)
@@ -25,7 +34,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       t.equal(await worker(sdk, { without, url: remote.url, user: 'bob', store: { sqlite: local.path } }), '- by bob', 'also in a process without Fastify')
       t.equal(remote.events.filter(({ type }) => type === 'token.refreshed').length, 0)
       const [connection] = await local.connections.list('alice')
-      t.match(connection, { server: 'notes', name: 'Notes', url: remote.url, state: 'connected', scopes: ['read', 'write'], connectedAt: Number, refreshedAt: null, expiresAt: Number })
+      t.match(connection, { server: 'notes', name: 'Notes', url: remote.url, state: 'connected', scopes: ['read', 'write'], connectedAt: Number, refreshedAt: null, expiresAt: Number, refreshes: true })
       t.strictSame(local.events.map(({ type, userId, server }) => [type, userId, server]), [['connection.made', 'alice', 'notes'], ['connection.made', 'bob', 'notes']])
     })
 
@@ -45,7 +54,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       await job(sdk, local.connections, remote.url, 'alice', 'list_notes')
       t.equal(refreshes(remote), 2)
       // A server that does not say how long: the SDK is told by a 401.
-      await local.edit('alice', 'notes', () => ({ refreshAt: null, tokensExpireAt: null }))
+      await local.edit('alice', 'notes', endless)
       now += HOUR * 2
       await job(sdk, local.connections, remote.url, 'alice', 'list_notes')
       t.equal(refreshes(remote), 3)
@@ -57,7 +66,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
-      await local.edit('alice', 'notes', () => ({ refreshAt: Date.now() - 1 }))
+      await local.edit('alice', 'notes', expired)
       const processes = sdk === SDKS[0] && without === undefined ? 8 : 1
       const outcomes = await Promise.all(Array.from({ length: 8 }, async (_, index) => index < processes
         ? await worker(sdk, { without, url: remote.url, user: 'alice', store: { sqlite: local.path } })
@@ -71,10 +80,13 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
-      await local.edit('alice', 'notes', ({ tokens }) => ({ tokens: { ...tokens, access_token: 'oat_refused' }, refreshAt: null }))
+      await local.edit('alice', 'notes', (credentials) => ({ tokens: { ...endless(credentials).tokens!, access_token: 'oat_refused' } }))
       const outcomes = await Promise.allSettled(Array.from({ length: 4 }, async () => await job(sdk, local.connections, remote.url, 'alice', 'list_notes')))
+      for (const outcome of outcomes) {
+        // Whoever was overtaken once more is told by the SDK, and may try again.
+        if (outcome.status === 'rejected') t.match(String(outcome.reason), /401|Unauthorized/)
+      }
       t.ok(outcomes.some(({ status }) => status === 'fulfilled'))
-      t.ok(refreshes(remote) >= 1)
       t.strictSame(remote.events.filter(({ type }) => type === 'token.revoked'), [])
       t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.')
     })
@@ -85,7 +97,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       for (const due of [false, true]) {
         await local.connect('alice')
         await remote.app.oauth.tokens.revoke({ userId: 'alice' })
-        if (due) await local.edit('alice', 'notes', () => ({ refreshAt: 0 }))
+        if (due) await local.edit('alice', 'notes', expired)
         await t.rejects(job(sdk, local.connections, remote.url, 'alice', 'list_notes'), { name: 'ReconnectRequiredError', userId: 'alice', server: 'notes' })
         await t.rejects(job(sdk, local.connections, remote.url, 'alice', 'list_notes'), ReconnectRequiredError, 'and it stays so')
         t.match(await local.connections.list('alice'), [{ state: 'reconnect_required' }])
@@ -99,12 +111,31 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       t.equal(calls, 0)
     })
 
+    t.test(`${sdk.name}: without refresh tokens, a job that lacks a scope loses nothing, one that is refused does`, async (t) => {
+      const remote = await startRemote(t, { refreshTokenLifetime: null })
+      const local = await startLocal(t, { notes: { url: remote.url, scopes: ['read'] } })
+      await local.connect('alice', 'notes', ['read'])
+      const error = await job(sdk, local.connections, remote.url, 'alice', 'add_note', { text: 'x' }).then(() => t.fail('it may not'), (error: Error) => error) as Error
+      t.notMatch(error.name, /ReconnectRequired|NotConnected/)
+      t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.')
+      t.match(await local.connections.list('alice'), [{ state: 'connected', refreshes: false }])
+      await remote.app.oauth.tokens.revoke({ userId: 'alice' })
+      await t.rejects(job(sdk, local.connections, remote.url, 'alice', 'list_notes'), ReconnectRequiredError)
+      t.match(await local.connections.list('alice'), [{ state: 'reconnect_required' }])
+      t.equal(local.events.at(-1)!.type, 'connection.lost')
+
+      await local.connect('alice', 'notes', ['read'])
+      await local.edit('alice', 'notes', () => ({ connectedAt: 1 }))
+      t.match(await local.connections.list('alice'), [{ state: 'reconnect_required' }], 'nor can one that has ended be used')
+      await t.rejects(job(sdk, local.connections, remote.url, 'alice', 'list_notes'), ReconnectRequiredError)
+    })
+
     t.test(`${sdk.name}: a server that is down, restarts, or changes its key in between loses no connection`, async (t) => {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
       for (const due of [false, true]) {
-        if (due) await local.edit('alice', 'notes', () => ({ refreshAt: 0 }))
+        if (due) await local.edit('alice', 'notes', expired)
         await remote.stop()
         const error = await job(sdk, local.connections, remote.url, 'alice', 'list_notes').then(() => t.fail('it is down'), (error: Error) => error) as Error
         t.notMatch(error.name, /ReconnectRequired|NotConnected/)
@@ -117,40 +148,25 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
   }
 }
 
-/** What users go through, in the browser. */
-export function pages (t: Test): void {
-  const [sdk] = SDKS as [Sdk]
-
-  t.test('while it is being connected, a user waits for the server, and nothing else happens', async (t) => {
-    const remote = await startRemote(t)
-    const local = await startLocal(t, { notes: { url: remote.url, name: 'Notes' } })
-    const begun = await local.press('alice', { connect: 'notes' })
-    t.equal(begun.status, 303)
-    const asked = new URL(begun.location)
-    t.equal(asked.origin, remote.origin)
-    t.match(Object.fromEntries(asked.searchParams), { response_type: 'code', code_challenge_method: 'S256', redirect_uri: `${local.origin}/my/connections/callback`, resource: remote.url })
-    t.equal(local.rows(), 0, 'nothing is stored yet')
-    const state = asked.searchParams.get('state')!
-    const again = new URL((await local.press('alice', { connect: 'notes' })).location)
-    t.not(again.searchParams.get('state'), state)
-    t.not(again.searchParams.get('code_challenge'), asked.searchParams.get('code_challenge'), 'each has a verifier of its own')
-  })
-
+/** Answers that are not what was asked for, or not from whom. */
+export function mixUp (t: Test): void {
   t.test('a callback that is wrong in any way is a clear page, and stores nothing', async (t) => {
     const remote = await startRemote(t)
     const local = await startLocal(t, { notes: { url: remote.url, name: 'Notes' } })
     const fresh = async (user: string, decision?: 'approve' | 'deny'): Promise<URL> => new URL(await local.consent((await local.press(user, { connect: 'notes' })).location, user, decision))
     let users = 0
-    const changed = async (change: (query: URLSearchParams) => void, who?: string, decision?: 'deny') => {
+    const changed = async (change: (query: URLSearchParams) => void, who?: string, decision?: 'deny', server = 'notes') => {
       const user = `user ${++users}`
       const callback = await fresh(user, decision)
       change(callback.searchParams)
+      callback.pathname = callback.pathname.replace('notes', server)
       return await local.visit(callback.href, who ?? user)
     }
     for (const [title, ask, status, reason, text] of [
       ['no state', () => changed((query) => query.delete('state')), 400, 'connection_state', /not, or no longer, an answer/],
       ['a changed state', () => changed((query) => query.set('state', query.get('state')!.slice(0, -2) + 'AA')), 400, 'connection_state', /not, or no longer/],
       ['another user', () => changed(() => {}, 'bob'), 403, 'connection_for_another_user', /begun by another user/],
+      ['the callback of another server', () => changed(() => {}, undefined, undefined, 'other'), 400, 'connection_state', /not, or no longer/],
       ['a foreign iss', () => changed((query) => query.set('iss', 'https://evil.example')), 400, 'connection_issuer', /another server/],
       ['no iss, from a server that says it sends one', () => changed((query) => query.delete('iss')), 400, 'connection_issuer', /another server/],
       ['an error with a foreign iss', () => changed((query) => { query.delete('code'); query.set('error', 'x'); query.set('iss', 'https://evil.example') }), 400, 'connection_issuer', /another server/],
@@ -168,12 +184,51 @@ export function pages (t: Test): void {
       local.lines.length = 0
     }
 
-    const expired = await fresh('alice')
+    const late = await fresh('alice')
     const real = Date.now()
     t.capture(Date, 'now', () => real + 600_001)
-    t.match(await local.visit(expired.href, 'alice'), { status: 400, html: /no longer/ }, 'a state is good for ten minutes')
+    t.match(await local.visit(late.href, 'alice'), { status: 400, html: /no longer/ }, 'a state is good for ten minutes')
     t.equal(local.rows(), 0)
   })
+
+  t.test('metadata that name another issuer are refused, since answers could not be told from that one\'s', async (t) => {
+    const liar = Fastify()
+    const origin = `http://localhost:${await freePort()}`
+    t.teardown(async () => await liar.close())
+    let issuer = 'https://honest.example'
+    liar.get('/.well-known/oauth-protected-resource/mcp', async () => ({ resource: `${origin}/mcp`, authorization_servers: [origin] }))
+    liar.get('/.well-known/oauth-authorization-server', async () => ({
+      issuer, authorization_endpoint: 'https://honest.example/authorize', token_endpoint: `${origin}/token`, registration_endpoint: `${origin}/register`, response_types_supported: ['code'], code_challenge_methods_supported: ['S256']
+    }))
+    liar.post('/register', async (request, reply) => await reply.code(201).send({ ...request.body as object, client_id: 'x' }))
+    await liar.listen({ port: Number(new URL(origin).port), host: 'localhost' })
+    const local = await startLocal(t, { notes: { url: `${origin}/mcp` } })
+    t.match(await local.press('alice', { connect: 'notes' }), { status: 503, html: /cannot be asked at present/ })
+    issuer = origin
+    t.equal((await local.press('alice', { connect: 'notes' })).status, 303, 'which is all that was wrong')
+  })
+}
+
+/** What users go through, in the browser. */
+export function pages (t: Test): void {
+  const [sdk] = SDKS as [Sdk]
+
+  t.test('while it is being connected, a user waits for the server, and nothing else happens', async (t) => {
+    const remote = await startRemote(t)
+    const local = await startLocal(t, { notes: { url: remote.url, name: 'Notes' } })
+    const begun = await local.press('alice', { connect: 'notes' })
+    t.equal(begun.status, 303)
+    const asked = new URL(begun.location)
+    t.equal(asked.origin, remote.origin)
+    t.match(Object.fromEntries(asked.searchParams), { response_type: 'code', code_challenge_method: 'S256', redirect_uri: `${local.origin}/my/connections/callback/notes`, resource: remote.url })
+    t.equal(local.rows(), 0, 'nothing is stored yet')
+    const state = asked.searchParams.get('state')!
+    const again = new URL((await local.press('alice', { connect: 'notes' })).location)
+    t.not(again.searchParams.get('state'), state)
+    t.not(again.searchParams.get('code_challenge'), asked.searchParams.get('code_challenge'), 'each has a verifier of its own')
+  })
+
+  mixUp(t)
 
   t.test('a callback that comes again changes nothing, and ends nothing', async (t) => {
     const remote = await startRemote(t)
@@ -220,12 +275,12 @@ export function pages (t: Test): void {
     t.match(await local.press('alice', { disconnect: 'notes' }), { status: 303, location: '/my/connections?done=disconnected' })
     t.strictSame(await remote.app.oauth.tokens.list({ userId: 'alice' }), [])
     t.equal(local.rows(), 0)
-    t.equal(await local.connections.disconnect('alice', 'notes'), false, 'there is none any more')
+    t.equal(await local.connections.disconnect('alice', 'notes'), 0, 'there is none any more')
     t.equal(local.rows(), 0)
     await t.rejects(job(sdk, local.connections, remote.url, 'alice', 'list_notes'), NotConnectedError)
     await local.connect('alice')
     await remote.stop()
-    t.equal(await local.connections.disconnect('alice', 'notes'), true)
+    t.equal(await local.connections.disconnect('alice', 'notes'), 1)
     t.equal(local.rows(), 0)
     await remote.start()
     t.strictSame(local.events.map(({ type }) => type), ['connection.made', 'connection.ended', 'connection.made', 'connection.ended'])
@@ -235,7 +290,7 @@ export function pages (t: Test): void {
     const remote = await startRemote(t)
     const local = await startLocal(t, { notes: { url: remote.url }, other: { url: remote.url } })
     await local.connect('alice')
-    await local.edit('alice', 'notes', () => ({ refreshAt: 0 }))
+    await local.edit('alice', 'notes', expired)
     await job(sdk, local.connections, remote.url, 'alice', 'list_notes')
     const { tokens } = await local.edit('alice', 'notes', () => ({}))
     for (const secret of [tokens.access_token, tokens.refresh_token!]) {
@@ -259,7 +314,7 @@ export function pages (t: Test): void {
     const remote = await startRemote(t)
     const local = await startLocal(t, { notes: { url: remote.url } })
     await local.connect('alice')
-    await local.edit('alice', 'notes', () => ({ refreshAt: 0 }))
+    await local.edit('alice', 'notes', expired)
     const other = (keys: string[]) => createConnections({ keys, store: sqliteConnectionStore({ path: local.path }), servers: { notes: { url: remote.url } } })
     const rotated = other([OTHER_KEY, KEY])
     const without = other([OTHER_KEY])
@@ -277,6 +332,41 @@ export function pages (t: Test): void {
     t.equal(await local.connections.isConnected('alice', 'notes'), true)
     url = 'https://elsewhere.example/mcp'
     t.equal(await local.connections.isConnected('alice', 'notes'), false)
+  })
+
+  t.test('all that a user has is ended at once, also what is not in the list any more', async (t) => {
+    const remote = await startRemote(t)
+    let servers: Record<string, { url: string }> = { notes: { url: remote.url }, more: { url: `${remote.url}?more` } }
+    const local = await startLocal(t, () => servers)
+    await local.connect('alice', 'notes')
+    await local.connect('bob', 'notes')
+    servers = {}
+    t.equal(await local.connections.disconnect('alice'), 1)
+    t.equal(local.rows(), 1, 'those of others stay')
+    t.equal(await local.connections.disconnect('alice'), 0)
+    t.equal(await local.connections.disconnect('bob', '\0'), 0)
+  })
+
+  t.test('what a server says of times cannot break the page', async (t) => {
+    const remote = await startRemote(t)
+    const local = await startLocal(t, { notes: { url: remote.url } })
+    await local.connect('alice')
+    for (const seconds of [1e13, Number.MAX_VALUE, 0, -1, null]) {
+      await local.edit('alice', 'notes', ({ tokens }) => ({ tokens: { ...tokens, expires_in: seconds as number } }))
+      t.match(await local.visit('/my/connections', 'alice'), { status: 200, html: /Connected/ })
+      t.match(await local.connections.list('alice'), [{ state: 'connected', expiresAt: null }])
+    }
+    t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.')
+    t.equal(refreshes(remote), 0)
+  })
+
+  t.test('a database that is away at first is asked again', async (t) => {
+    const path = join(folder(), 'not there yet', 'connections.db')
+    const connections = createConnections({ keys: [KEY], store: sqliteConnectionStore({ path }), servers: { notes: { url: 'https://notes.example/mcp' } } })
+    t.teardown(async () => { await connections.close() })
+    await t.rejects(connections.list('alice'), StoreUnavailableError)
+    mkdirSync(dirname(path))
+    t.match(await connections.list('alice'), [{ server: 'notes', state: 'not_connected' }])
   })
 
   t.test('each user has the servers that the app gives them, and no others', async (t) => {
@@ -301,6 +391,98 @@ export function pages (t: Test): void {
     t.equal(await local.connections.isConnected('alice', 'notes'), true)
   })
 
+  t.test('on https the app is known by its own document, and registers nowhere', async (t) => {
+    const remote = await startRemote(t)
+    const local = await startLocal(t, { notes: { url: remote.url } }, { baseUrl: 'https://digest.example' })
+    const { location } = await local.press('alice', { connect: 'notes' })
+    const clientId = 'https://digest.example/my/connections/client/notes'
+    t.match(Object.fromEntries(new URL(location).searchParams), { client_id: clientId, redirect_uri: 'https://digest.example/my/connections/callback/notes' })
+    t.strictSame(remote.events.filter(({ type }) => type === 'client.registered'), [])
+    const { html } = await local.visit('/my/connections/client/notes', '')
+    t.strictSame(JSON.parse(html), {
+      client_id: clientId,
+      client_name: 'Digest',
+      client_uri: 'https://digest.example',
+      redirect_uris: ['https://digest.example/my/connections/callback/notes'],
+      grant_types: ['authorization_code', 'refresh_token'],
+      response_types: ['code'],
+      token_endpoint_auth_method: 'none'
+    })
+    t.ok(parseMetadataDocument(JSON.parse(html), clientId, { redirectUris: [], grantTypes: ['authorization_code', 'refresh_token'] }), 'the first plugin reads it')
+  })
+
+  t.test('an app that was registered by hand proves who it is, to that authorization server alone', async (t) => {
+    let secret = 's'.repeat(43)
+    let redirectUris: string[] = []
+    const remote = await startRemote(t, {
+      clients: (clientId) => clientId === 'digest' ? { clientId, clientName: 'Digest', redirectUris, clientSecretHashes: [createHash('sha256').update(secret).digest('base64url')] } : null
+    })
+    let issuer = remote.origin
+    const local = await startLocal(t, () => ({ notes: { url: remote.url, client: { issuer, clientId: 'digest', clientSecret: secret } } }))
+    redirectUris = [`${local.origin}/my/connections/callback/notes`]
+    t.equal((await local.connect('alice')).status, 303)
+    await local.edit('alice', 'notes', expired)
+    t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.')
+    t.equal(refreshes(remote), 1)
+    t.strictSame((await remote.app.oauth.tokens.list({ userId: 'alice' })).map(({ clientId }) => clientId), ['digest'])
+    t.notOk(local.dump().includes(secret), 'nor is the secret in the database')
+    secret = 't'.repeat(43)
+    await local.edit('alice', 'notes', expired)
+    t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.', 'with the secret that it has now')
+    t.equal(await local.connections.disconnect('alice'), 1)
+    t.strictSame(await remote.app.oauth.tokens.list({ userId: 'alice' }), [])
+    issuer = 'https://elsewhere.example'
+    t.equal((await local.press('bob', { connect: 'notes' })).status, 503)
+  })
+
+  t.test('options are checked, and no secret is repeated', async (t) => {
+    const store = sqliteConnectionStore({ path: ':memory:' })
+    const servers = { notes: { url: 'https://notes.example/mcp' } }
+    for (const [options, message] of [
+      [{ keys: ['too short'], store, servers }, /Option keys\[0\]/],
+      [{ keys: [KEY], store: {}, servers }, /Option store: expected a store such as sqliteConnectionStore/],
+      [{ keys: [KEY], store, servers: [] }, /Option servers: expected an object/],
+      [{ keys: [KEY], store, servers: { notes: { url: 'http://notes.example/mcp' } } }, /Option servers\.notes\.url: expected an https URL/],
+      [{ keys: [KEY], store, servers: { notes: { url: 'https://user:hunter2@notes.example/mcp' } } }, /Option servers\.notes\.url/],
+      [{ keys: [KEY], store, servers: { notes: { url: 'https://notes.example/mcp', scope: 'read' } } }, /Option servers\.notes\.scope: .*does not exist/],
+      [{ keys: [KEY], store, servers: { notes: { url: 'https://notes.example/mcp', client: { clientSecret: 'hunter2' } } } }, /Option servers\.notes\.client/],
+      [{ keys: [KEY], store, servers, onEvent: 'x' }, /Option onEvent/],
+      [{ keys: [KEY], store, servers, path: '/' }, /Option path: .*does not exist/]
+    ] as const) {
+      t.throws(() => createConnections(options as never), { code: 'FST_MCP_OAUTH_INVALID_OPTION', message })
+    }
+    for (const [changes, message] of [
+      [{ baseUrl: 'https://digest.example/app' }, /Option baseUrl: expected an address without a path/],
+      [{ path: '/x/' }, /Option path/],
+      [{ views: 'views' }, /Option views/],
+      [{ loginUrl: '//x' }, /Option loginUrl/]
+    ] as const) await t.rejects(startLocal(t, servers, changes as never), { message })
+  })
+
+  t.test('what is posted follows no redirect', async (t) => {
+    const remote = await startRemote(t)
+    const local = await startLocal(t, { notes: { url: remote.url } })
+    await local.connect('alice')
+    await local.edit('alice', 'notes', expired)
+    await remote.stop()
+
+    const posted: string[] = []
+    const [thief, moved] = [Fastify(), Fastify()]
+    for (const app of [thief, moved]) {
+      t.teardown(async () => await app.close())
+      app.addContentTypeParser('*', { parseAs: 'string' }, (_request, body, done) => done(null, body))
+    }
+    thief.post('/', async ({ body }) => { posted.push(String(body)) })
+    const stolen = `${await thief.listen({ port: await freePort(), host: 'localhost' })}/`
+    moved.get('/.well-known/oauth-authorization-server', async () => ({ issuer: remote.origin, authorization_endpoint: `${remote.origin}/a`, token_endpoint: `${remote.origin}/token`, response_types_supported: ['code'] }))
+    moved.post('/token', async (_request, reply) => await reply.redirect(stolen, 307))
+    await moved.listen({ port: Number(new URL(remote.origin).port), host: 'localhost' })
+
+    await t.rejects(local.connections.provider('alice', 'notes').tokens())
+    t.strictSame(posted, [])
+    t.match(await local.connections.list('alice'), [{ state: 'connected' }])
+  })
+
   t.test('a user may begin five times a minute and twenty times a day', async (t) => {
     const remote = await startRemote(t)
     const local = await startLocal(t, { notes: { url: remote.url } })
@@ -308,7 +490,26 @@ export function pages (t: Test): void {
     for (let time = 0; time < 5; time++) t.equal(await begin(local), 303)
     t.equal(await begin(local), 429)
     t.equal(await begin(local, 'bob'), 303, 'each for themselves')
+    const real = performance.now()
+    let minutes = 0
+    t.capture(performance, 'now', () => real + minutes * 60_001)
+    for (let begun = 5; begun < 20; begun++) {
+      if (begun % 5 === 0) minutes += 1
+      t.equal(await begin(local), 303, `${begun + 1}`)
+    }
+    minutes += 10
+    t.match(await local.press('alice', { connect: 'notes' }), { status: 429, html: /until tomorrow/ })
+    minutes += 24 * 60
+    t.equal(await begin(local), 303, 'the next day')
   })
+}
+
+/** A row whose access token has ended. */
+const expired = (): Partial<Credentials> => ({ refreshedAt: 1 })
+
+/** One whose server did not say when it ends. */
+function endless ({ tokens: { expires_in: _, ...tokens } }: Credentials): Partial<Credentials> {
+  return { tokens }
 }
 
 function refreshes ({ events }: { events: Array<{ type: string }> }): number {

@@ -1,6 +1,6 @@
 import { register } from 'node:module'
 import t from 'tap'
-import { jobs } from './connections-suite.js'
+import { jobs, mixUp } from './connections-suite.js'
 import { loadSdk } from '../dist/connections/sdk.js'
 import { SDKS } from './sdk.js'
 
@@ -9,3 +9,4 @@ const missing = '@modelcontextprotocol/client'
 register(new URL('scripts/without-package.js', import.meta.url), { data: missing })
 t.notOk('Client' in await loadSdk(), 'which is without the client itself')
 jobs(t, SDKS.slice(0, 1), missing)
+mixUp(t)

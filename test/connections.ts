@@ -14,7 +14,7 @@ import * as z from 'zod'
 import mcpConnections, { sqliteConnectionStore, type ConnectionEvent, type ConnectionStore, type Connections, type McpConnectionsOptions } from '../dist/connections/index.js'
 import type { Credentials } from '../dist/connections/vault.js'
 import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../dist/index.js'
-import { createSealer } from '../dist/protocol/sealed.js'
+import { createSealer, type Expiring } from '../dist/protocol/sealed.js'
 import { parseKey } from '../dist/protocol/secret.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { KEY, fieldOf, folder, form, testOptions } from './app.js'
@@ -66,7 +66,10 @@ export async function startRemote (t: Test, changes: Partial<McpOAuthOptions> = 
         method: ['GET', 'POST', 'DELETE'],
         url: '/mcp',
         onRequest: app.oauth.protect({ scopes: ['read'] }),
-        handler: async ({ raw, body, oauth }) => await mcp.fetch(await toWebRequest(raw as never, body), { authInfo: oauth!.authInfo(), parsedBody: body })
+        handler: async ({ raw, body, oauth }) => {
+          if (JSON.stringify(body).includes('add_note')) oauth!.require('write')
+          return await mcp.fetch(await toWebRequest(raw as never, body), { authInfo: oauth!.authInfo(), parsedBody: body })
+        }
       })
       await app.listen({ port: Number(new URL(origin).port) })
       remote.app = app
@@ -95,8 +98,8 @@ export interface Local {
   /** Presses a button on the page. */
   press: (user: string, button: Record<string, string>) => Promise<{ status: number, location: string, html: string }>
   /** The callback URL that the user's consent at the server leads to. */
-  consent: (location: string, user: string, decision?: 'approve' | 'deny') => Promise<string>
-  connect: (user: string, server?: string) => Promise<{ status: number, location: string, html: string }>
+  consent: (location: string, user: string, decision?: 'approve' | 'deny', scope?: string[]) => Promise<string>
+  connect: (user: string, server?: string, scope?: string[]) => Promise<{ status: number, location: string, html: string }>
 }
 
 export async function startLocal (t: Test, servers: McpConnectionsOptions['servers'], changes: Partial<McpConnectionsOptions> = {}, openStore?: () => ConnectionStore): Promise<Local> {
@@ -119,7 +122,7 @@ export async function startLocal (t: Test, servers: McpConnectionsOptions['serve
   })
   await app.listen({ port: Number(new URL(origin).port) })
   t.teardown(async () => await app.close())
-  const sealer = await createSealer<Credentials>([parseKey(KEY)!], 'connection', 65536)
+  const sealer = await createSealer<Credentials & Expiring>([parseKey(KEY)!], 'connection', 65536)
   const beside = store()
   await beside.open()
   t.teardown(async () => await beside.close())
@@ -139,7 +142,7 @@ export async function startLocal (t: Test, servers: McpConnectionsOptions['serve
       return count
     },
     async edit (user, server, changes) {
-      const credentials = await sealer.open((await beside.find(user, server))!.sealed!, 0) as Credentials
+      const credentials = await sealer.open((await beside.find(user, server))!, 0) as Credentials & Expiring
       const changed = { ...credentials, ...changes(credentials) }
       if (!await beside.lock(user, server, 1, 0) || !await beside.save(user, server, await sealer.seal(changed), 1)) throw new Error('Somebody changes it')
       return changed
@@ -150,22 +153,22 @@ export async function startLocal (t: Test, servers: McpConnectionsOptions['serve
     },
     ticket: async (user) => fieldOf((await local.visit('/my/connections', user)).html, 'ticket'),
     press: async (user, button) => await local.visit('/my/connections', user, { method: 'POST', body: new URLSearchParams({ ticket: await local.ticket(user), ...button }) }),
-    async consent (location, user, decision = 'approve') {
+    async consent (location, user, decision = 'approve', scope = ['read', 'write']) {
       const page = await (await fetch(location, { headers: headersOf(user) })).text()
       const answer = await fetch(new URL('/oauth/authorize', location), {
         method: 'POST',
         redirect: 'manual',
         headers: { ...headersOf(user), 'content-type': 'application/x-www-form-urlencoded' },
-        body: form({ ticket: fieldOf(page, 'ticket'), decision, scope: ['read', 'write'] })
+        body: form({ ticket: fieldOf(page, 'ticket'), decision, scope })
       })
       const callback = answer.headers.get('location')
       if (callback === null) throw new Error(`No way back from ${location} but ${answer.status}: ${page}`)
       return callback
     },
-    async connect (user, server = 'notes') {
+    async connect (user, server = 'notes', scope) {
       const { status, location, html } = await local.press(user, { connect: server })
       if (status !== 303) throw new Error(`No way to ${server} but ${status}: ${html}`)
-      return await local.visit(await local.consent(location, user), user)
+      return await local.visit(await local.consent(location, user, 'approve', scope), user)
     }
   }
   return local

@@ -378,6 +378,18 @@ t.test('the test command of the README is the one that CI runs', async (t) => {
   t.match(readFileSync(join(root, '.ci/run'), 'utf8'), /^npm ci && npm test$/m)
 })
 
+t.test('the figures of the README are those that were measured', async (t) => {
+  const { summary, growth, soak, chart, tables } = await import('../bench/report.js' as string) as Record<'summary' | 'growth' | 'soak' | 'chart' | 'tables', (results: unknown) => string>
+  const results = (name: string): string => readFileSync(join(root, 'bench/results', name), 'utf8')
+  const [run, grown, soaked] = ['run.json', 'growth.json', 'soak.json'].map((name) => JSON.parse(results(name)) as unknown)
+  const unwrapped = readme.replaceAll('\n', ' ')
+  t.ok(readme.includes(summary!(run)), summary!(run))
+  t.ok(unwrapped.includes(growth!(grown)), growth!(grown))
+  t.ok(unwrapped.includes(soak!(soaked)), soak!(soaked))
+  t.equal(results('run.md'), tables!(run))
+  t.equal(results('run.svg'), chart!(run))
+})
+
 t.test('an import against the direction is a lint error', async (t) => {
   const eslint = new ESLint({ cwd: root })
   const imports = async (file: string, from: string): Promise<string[]> => {

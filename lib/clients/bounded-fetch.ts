@@ -22,7 +22,6 @@ export async function fetchBounded (url: string | URL, init: RequestInit | undef
   const late = new Promise<never>((_resolve, reject) => {
     timer = setTimeout(() => {
       reject(new Error(`timeout: no whole answer from ${String(url)} within ${timeout} ms`))
-      aborted.abort()
       reader?.cancel().catch(() => {})
     }, timeout)
   })
@@ -35,10 +34,7 @@ export async function fetchBounded (url: string | URL, init: RequestInit | undef
       chunks.push(part.value)
       // Counted once unpacked: two megabytes of gzip can be two gigabytes.
       length += part.value.length
-      if (length > maxLength) {
-        aborted.abort()
-        throw new Error(`${String(url)} answered with over ${maxLength} bytes`)
-      }
+      if (length > maxLength) throw new Error(`${String(url)} answered with over ${maxLength} bytes`)
     }
     return new Response(length === 0 ? null : Buffer.concat(chunks), response)
   }
@@ -46,5 +42,6 @@ export async function fetchBounded (url: string | URL, init: RequestInit | undef
     return await Promise.race([answer(), late])
   } finally {
     clearTimeout(timer)
+    aborted.abort()
   }
 }

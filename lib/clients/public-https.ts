@@ -15,6 +15,8 @@ import type { Fetch } from './bounded-fetch.js'
 
 /** Milliseconds for all of it, the look-up of the name included. */
 const TIMEOUT = 5000
+/** Milliseconds until an answer begins that may then go on. */
+const PATIENCE = 30_000
 /** How many addresses of each family count. Node tries them all, and thousands that fail at once exhaust its stack. */
 const MAX_ADDRESSES = 16
 /** How many answers may announce that the answer is yet to come. */
@@ -60,21 +62,31 @@ export async function getPublicJson (url: string, maxBytes: number, agent: https
 }
 
 /**
- * fetch(), where the address came from a user: https, public hosts and no redirects. For as long as whoever asks waits.
+ * fetch(), where the address came from a user: https, public hosts and no redirects. An answer begins within 30 seconds, and
+ * may go on for as long as whoever asked wants it.
  *
- * @throws Error for a host that is not public or cannot be reached
+ * @throws Error for a host that is not public or does not answer
  */
 export const fetchPublic: Fetch = async (url, init) => {
   const asked = new Request(url, init)
   const body = Buffer.from(await asked.arrayBuffer())
   const request = requestPublic(asked.url, { method: asked.method, headers: Object.fromEntries(asked.headers), signal: asked.signal })
-  request.end(body)
-  const [response] = await once(request, 'response') as [IncomingMessage]
-  const { statusCode = 0 } = response
-  const headers = Object.entries(response.headersDistinct).flatMap(([name, values = []]) => values.map((value): [string, string] => [name, value]))
-  // These have none, and a Response insists on it.
-  if ([204, 205, 304].includes(statusCode)) response.resume()
-  return new Response([204, 205, 304].includes(statusCode) ? null : Readable.toWeb(response) as ReadableStream, { status: statusCode, headers })
+  const late = setTimeout(() => request.destroy(new Error(`${asked.url} gave no answer within ${PATIENCE} ms`)), PATIENCE)
+  try {
+    request.end(body)
+    const [response] = await once(request, 'response') as [IncomingMessage]
+    const { statusCode: status = 0, headersDistinct } = response
+    const headers = Object.entries(headersDistinct).flatMap(([name, values = []]) => values.map((value): [string, string] => [name, value]))
+    // These have no body, and a Response insists on it.
+    const isEmpty = [204, 205, 304].includes(status)
+    if (isEmpty) response.resume()
+    return new Response(isEmpty ? null : Readable.toWeb(response) as ReadableStream, { status, headers })
+  } catch (error) {
+    request.destroy()
+    throw error
+  } finally {
+    clearTimeout(late)
+  }
 }
 
 function requestPublic (url: string, options: https.RequestOptions): ClientRequest {

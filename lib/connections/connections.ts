@@ -1,6 +1,7 @@
 import { expectNames } from '../expect.js'
+import { isIdentifier } from '../protocol/secret.js'
 import { Provider } from './provider.js'
-import { Vault, type ConnectionsOptions, type Credentials } from './vault.js'
+import { UserNeededError, Vault, endOf, isOver, tokenRequest, type ConnectionsOptions, type Credentials } from './vault.js'
 
 /** A connection, or that there is none, as its user sees it. Times are epoch milliseconds. */
 export interface Connection {
@@ -12,8 +13,10 @@ export interface Connection {
   scopes: readonly string[]
   connectedAt: number | null
   refreshedAt: number | null
-  /** When the access token ends; it is refreshed before. Null where the server did not say. */
+  /** When the access token ends. Null where the server did not say. */
   expiresAt: number | null
+  /** Whether it is refreshed before. */
+  refreshes: boolean
 }
 
 export interface Connections {
@@ -25,8 +28,8 @@ export interface Connections {
   isConnected: (userId: string, server: string) => Promise<boolean>
   /** Every server that the user may connect, connected or not. */
   list: (userId: string) => Promise<Connection[]>
-  /** Forgets the connection, and tells the server so where it can. False where there was none. */
-  disconnect: (userId: string, server: string) => Promise<boolean>
+  /** Forgets the connection, or all of the user's, and tells the servers so where it can. Answers how many there were. */
+  disconnect: (userId: string, server?: string) => Promise<number>
   /** Closes the store. */
   close: () => Promise<void>
 }
@@ -44,41 +47,58 @@ export function createConnections (options: ConnectionsOptions): Connections {
 export function connectionsIn (vault: Vault): Connections {
   return {
     provider: (userId, server) => new Provider(vault, userId, server),
-
     async isConnected (userId, server) {
-      return (await vault.read(userId, server))?.lost === false
+      try {
+        await vault.use(userId, server)
+        return true
+      } catch (error) {
+        if (error instanceof UserNeededError) return false
+        throw error
+      }
     },
-
-    async list (userId) {
-      return await Promise.all(Object.entries(await vault.servers(userId)).map(async ([server, { url, name = new URL(url).host }]) => {
-        const credentials = await vault.read(userId, server)
-        const state = credentials === undefined ? 'not_connected' : credentials.lost ? 'reconnect_required' : 'connected'
-        const { scopes = [], connectedAt = null, refreshedAt = null, tokensExpireAt: expiresAt = null } = credentials ?? {}
-        return { server, name, url, state, scopes, connectedAt, refreshedAt, expiresAt }
-      }))
-    },
-
+    list: async (userId) => await Promise.all(Object.entries(await vault.servers(userId)).map(async ([server, { url, name = new URL(url).host }]) => {
+      const found = await vault.read(userId, server)
+      if (found?.url !== url) return { server, name, url, state: 'not_connected', scopes: [], connectedAt: null, refreshedAt: null, expiresAt: null, refreshes: false }
+      const { scopes, connectedAt, refreshedAt, tokens } = found
+      return { server, name, url, state: isOver(found) ? 'reconnect_required' : 'connected', scopes, connectedAt, refreshedAt, expiresAt: endOf(found), refreshes: tokens.refresh_token !== undefined }
+    })),
     async disconnect (userId, server) {
-      const credentials = await vault.remove(userId, server)
-      if (credentials === undefined) return false
-      vault.emit('connection.ended', credentials)
-      // The connection is over here in any case; there, its tokens end by themselves.
-      await revoke(vault, credentials).catch(() => {})
-      return true
+      await vault.open()
+      const servers = server === undefined ? await vault.store.servers(userId) : [server].filter((name) => isIdentifier(name))
+      const ended = await Promise.all(servers.map(async (server) => await end(vault, userId, server)))
+      return ended.filter(Boolean).length
     },
-
-    close: async () => await vault.close()
+    close: async () => { await vault.store.close() }
   }
+}
+
+async function end (vault: Vault, userId: string, server: string): Promise<boolean> {
+  const until = await vault.lock(userId, server)
+  let credentials: Credentials | undefined
+  try {
+    credentials = await vault.read(userId, server)
+    await vault.store.delete(userId, server)
+  } catch (error) {
+    await vault.store.unlock(userId, server, until)
+    throw error
+  }
+  if (credentials === undefined) return false
+  vault.emit('connection.ended', credentials)
+  // The connection is over here in any case; there, its tokens end by themselves.
+  await revoke(vault, credentials).catch(() => {})
+  return true
 }
 
 /** RFC 7009. The refresh token where there is one: the access tokens of its grant end with it. */
 async function revoke (vault: Vault, credentials: Credentials): Promise<void> {
-  const { discovery, client, tokens } = credentials
+  const { userId, server, url, tokens } = credentials
   const { sdk } = await vault.open()
-  const fetchFn = await vault.fetchFor(credentials)
-  const metadata = await sdk.discoverAuthorizationServerMetadata(discovery.authorizationServerUrl, { fetchFn })
+  // A server that is not in the list any more is asked with the greatest care.
+  const known = await vault.server(userId, server)
+  const options = known?.url === url ? known : { url, userSupplied: true }
+  const { metadata, clientInformation: { client_id: id, client_secret: secret }, fetchFn } = await tokenRequest(sdk, options, credentials)
   if (metadata?.revocation_endpoint === undefined) return
-  const body = new URLSearchParams({ token: tokens.refresh_token ?? tokens.access_token, client_id: client.client_id })
-  if (client.client_secret !== undefined) body.set('client_secret', client.client_secret)
-  await fetchFn(metadata.revocation_endpoint, { method: 'POST', body })
+  const body = new URLSearchParams({ token: tokens.refresh_token ?? tokens.access_token, ...(secret === undefined && { client_id: id }) })
+  const headers = secret === undefined ? {} : { authorization: `Basic ${Buffer.from(`${encodeURIComponent(id)}:${encodeURIComponent(secret)}`).toString('base64')}` }
+  await fetchFn(metadata.revocation_endpoint, { method: 'POST', headers, body })
 }

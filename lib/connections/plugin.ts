@@ -10,7 +10,7 @@ import { parseSignIn, parseViews, type McpOAuthOptions } from '../options.js'
 import { OAuthError } from '../protocol/errors.js'
 import { createSealer } from '../protocol/sealed.js'
 import { PAGE_TICKET_LIFETIME, checkTicket, type Ticket } from '../protocol/tickets.js'
-import { beginConnection, finishConnection, type PendingConnection } from './connect.js'
+import { beginConnection, finishConnection, type PendingConnection, type Self } from './connect.js'
 import { connectionsIn, type Connections } from './connections.js'
 import { Vault, type ConnectionsOptions } from './vault.js'
 
@@ -29,7 +29,11 @@ declare module 'fastify' {
   }
 }
 
-/** How often a user may begin to connect: so many times in so many milliseconds. */
+interface Named {
+  Params: { server: string }
+}
+
+/** How often a user may begin to connect, and come back from there: so many times in so many milliseconds. */
 const LIMITS = [[5, 60 * 1000], [20, 24 * 60 * 60 * 1000]] as const
 
 /** The page, the callback and this app's own client metadata document; `app.connections` for all else. */
@@ -42,28 +46,28 @@ async function mcpConnections (app: FastifyInstance, options: McpConnectionsOpti
   expect(isPath(path) && path.length > 1 && !path.endsWith('/'), 'path', "a path such as '/my/connections'", path)
   const [signIn, views] = [parseSignIn(options), parseViews(options.views)]
   const vault = new Vault(options)
-  app.addHook('onClose', async () => await vault.close())
+  app.addHook('onClose', async () => await vault.store.close())
   await vault.open()
   const connections = connectionsIn(vault)
   app.decorate('connections', connections)
 
-  const callbackUrl = `${origin}${path}/callback`
-  const clientMetadata = { client_name: name, client_uri: origin, redirect_uris: [callbackUrl], grant_types: ['authorization_code', 'refresh_token'], response_types: ['code'], token_endpoint_auth_method: 'none' }
-  const clientMetadataUrl = protocol === 'https:' ? `${origin}${path}/client.json` : undefined
-  const self = { pending: await createSealer<PendingConnection>(vault.keys, 'connection state'), callbackUrl, clientMetadata, clientMetadataUrl }
+  const states = await createSealer<PendingConnection>(vault.keys, 'connection state')
   const tickets = await createSealer<Ticket>(vault.keys, 'connections page')
-  const begun = LIMITS.map(([max, ttl]) => ({ max, times: new LRUCache<string, number>({ max: 10_000, ttl }) }))
+  const counted = LIMITS.map(([max, ttl]) => ({ max, times: new LRUCache<string, number>({ max: 10_000, ttl }) }))
 
   await app.register(async function mcpConnectionsEndpoints (scope) {
     await acceptForms(scope)
     await addPages(scope, { views, stylesPath: `${path}/styles.css`, siteName: name })
     scope.setErrorHandler(pageErrorHandler({ issuer: origin, home: path }))
 
-    if (clientMetadataUrl !== undefined) scope.get(`${path}/client.json`, async (_request, reply) => sendJson(reply, { client_id: clientMetadataUrl, ...clientMetadata }))
+    scope.get<Named>(`${path}/client/:server`, async ({ params }, reply) => {
+      const { clientMetadata, clientMetadataUrl } = selfFor(params.server)
+      return sendJson(reply, { client_id: clientMetadataUrl, ...clientMetadata })
+    })
 
     scope.get(path, async (request, reply) => {
       const user = await signedInUser(signIn, request)
-      if (user === null) return sendToLogin(signIn, request, reply, `${path}?${queryString(request)}`)
+      if (user === null) return sendToLogin(signIn, request, reply, path + (queryString(request) && `?${queryString(request)}`))
       const parameters = queryParameters(request)
       const ticket = await tickets.seal({ userId: user.id, tenantId: user.tenantId ?? null, expiresAt: Date.now() + PAGE_TICKET_LIFETIME })
       // Its form leads on to servers that nobody knows beforehand, so the policy leaves open where.
@@ -83,30 +87,43 @@ async function mcpConnections (app: FastifyInstance, options: McpConnectionsOpti
         return seeOther(reply, returnTo ?? `${path}?done=disconnected`)
       }
       const server = form.get('connect') ?? ''
-      const found = await vault.server(userId, server)
-      if (found === undefined) throw new OAuthError('not_found', 'There is no such server.', { reason: 'connection_server_unknown' })
-      count(userId)
-      return seeOther(reply, await beginConnection(vault, self, userId, server, found, returnTo ?? `${path}?done=connected`))
+      const options = await vault.server(userId, server)
+      if (options === undefined) throw new OAuthError('not_found', 'There is no such server.', { reason: 'connection_server_unknown' })
+      count(`begin ${userId}`)
+      return seeOther(reply, await beginConnection(vault, selfFor(server), states, { userId, server, options, returnTo: returnTo ?? `${path}?done=connected` }))
     })
 
-    scope.get(`${path}/callback`, async (request, reply) => {
+    scope.get<Named>(`${path}/callback/:server`, async (request, reply) => {
       const parameters = queryParameters(request)
-      const pending = await self.pending.open(parameters.get('state') ?? '', Date.now())
-      if (typeof pending === 'string') throw new OAuthError('invalid_request', 'This is not, or no longer, an answer that this site waits for.', { reason: 'connection_state', detail: pending })
+      const { server } = request.params
+      const pending = await states.open(parameters.get('state') ?? '', Date.now())
+      if (typeof pending === 'string' || pending.server !== server) {
+        throw new OAuthError('invalid_request', 'This is not, or no longer, an answer that this site waits for.', { reason: 'connection_state' })
+      }
       const user = await signedInUser(signIn, request)
-      // Also where a cookie is not sent along from another site, which then is once the user comes back from here.
-      if (user === null) return sendToLogin(signIn, request, reply, `${path}/callback?${queryString(request)}`)
+      // Also where a cookie is not sent along from another site: it is once the user comes back from here.
+      if (user === null) return sendToLogin(signIn, request, reply, `${path}/callback/${server}?${queryString(request)}`)
       if (user.id !== pending.userId) throw new OAuthError('access_denied', 'This connection was begun by another user.', { reason: 'connection_for_another_user' })
-      await finishConnection(vault, self, pending, { code: parameters.get('code'), iss: parameters.get('iss'), error: parameters.get('error') })
+      count(`finish ${user.id}`)
+      await finishConnection(vault, selfFor(server), pending, parameters)
       return seeOther(reply, pending.returnTo)
     })
   })
 
-  function count (userId: string): void {
-    for (const { max, times } of begun) {
-      const before = times.get(userId) ?? 0
+  function selfFor (server: string): Self {
+    const redirectUrl = `${origin}${path}/callback/${encodeURIComponent(server)}`
+    return {
+      redirectUrl,
+      clientMetadata: { client_name: name, client_uri: origin, redirect_uris: [redirectUrl], grant_types: ['authorization_code', 'refresh_token'], response_types: ['code'], token_endpoint_auth_method: 'none' },
+      clientMetadataUrl: protocol === 'https:' ? `${origin}${path}/client/${encodeURIComponent(server)}` : undefined
+    }
+  }
+
+  function count (what: string): void {
+    for (const { max, times } of counted) {
+      const before = times.get(what) ?? 0
       if (before >= max) throw new OAuthError('temporarily_unavailable', 'Too many connections were begun.', { reason: 'connection_limited', statusCode: 429 })
-      times.set(userId, before + 1, { noUpdateTTL: true })
+      times.set(what, before + 1, { noUpdateTTL: true })
     }
   }
 }

@@ -8,7 +8,6 @@ import type { Fetch } from '../clients/bounded-fetch.js'
 export interface Tokens {
   access_token: string
   token_type: string
-  id_token?: string
   /** Seconds. */
   expires_in?: number
   scope?: string
@@ -51,27 +50,33 @@ export interface DiscoveryState {
   authorizationServerMetadata?: ServerMetadata
 }
 
-/** The SDK's `OAuthClientProvider`, as browsers need it. */
+/** What both versions call `OAuthClientProvider`. */
 export interface ClientProvider {
-  readonly redirectUrl: string
-  readonly clientMetadataUrl?: string
-  readonly clientMetadata: ClientMetadata
+  redirectUrl: string
+  clientMetadataUrl?: string | undefined
+  clientMetadata: ClientMetadata
   state: () => Promise<string>
   clientInformation: () => ClientInformation | undefined
-  saveClientInformation?: (information: ClientInformation) => void
-  tokens: () => Promise<Tokens | undefined>
-  saveTokens: (tokens: Tokens) => Promise<void>
+  saveClientInformation: ((information: ClientInformation) => void) | undefined
+  tokens: () => undefined
   saveCodeVerifier: () => void
-  codeVerifier: () => string
   redirectToAuthorization: (url: URL) => void
-  invalidateCredentials?: () => Promise<void>
-  saveDiscoveryState?: (state: DiscoveryState) => void
-  discoveryState?: () => Promise<DiscoveryState>
+  saveDiscoveryState: (state: DiscoveryState) => void
+}
+
+/** Where a token is asked for, by whom, and for what. */
+export interface TokenRequest {
+  metadata: ServerMetadata | undefined
+  clientInformation: ClientInformation
+  resource: string | undefined
+  fetchFn: Fetch
 }
 
 export interface Sdk {
-  auth: (provider: ClientProvider, options: { serverUrl: string, authorizationCode?: string, iss?: string, scope?: string, fetchFn: Fetch }) => Promise<'AUTHORIZED' | 'REDIRECT'>
+  auth: (provider: Partial<ClientProvider>, options: { serverUrl: string, scope: string | undefined, fetchFn: Fetch }) => Promise<unknown>
   discoverAuthorizationServerMetadata: (url: string, options: { fetchFn: Fetch }) => Promise<ServerMetadata | undefined>
+  exchangeAuthorization: (url: string, options: TokenRequest & { authorizationCode: string, codeVerifier: string, redirectUri: string, iss: string | undefined }) => Promise<Tokens>
+  refreshAuthorization: (url: string, options: TokenRequest & { refreshToken: string }) => Promise<Tokens>
 }
 
 const SdkMissingError = createError('FST_MCP_OAUTH_SDK_MISSING', 'connections need the MCP client. Run: npm install @modelcontextprotocol/client')
@@ -86,4 +91,10 @@ export async function loadSdk (): Promise<Sdk> {
     }
   }
   throw new SdkMissingError()
+}
+
+/** The OAuth error code with which a server refused (RFC 6749 §5.2); undefined for whatever else went wrong. */
+export function refusalOf (error: unknown): string | undefined {
+  const { errorCode, code = errorCode } = error as { errorCode?: unknown, code?: unknown }
+  return typeof code === 'string' && /^[a-z_]{1,50}$/.test(code) && code !== 'server_error' ? code : undefined
 }

@@ -1,23 +1,18 @@
 import { StoreUnavailableError } from '../store/store.js'
 
-/** One row of `connections`: what one user has at one server, sealed. */
-export interface ConnectionRow {
-  userId: string
-  server: string
-  /** A JWE; null while the first connection is on its way. */
-  sealed: string | null
-}
-
 type Answer<T> = T | Promise<T>
 
 /**
- * Where connections live. A row is changed by whoever holds its lock, which is a time in epoch milliseconds: until then
- * nobody else gets it, and after it whoever held it changes nothing any more.
+ * Where connections live: a row of sealed text for each user and server. It is changed by whoever holds its lock, which is
+ * a time in epoch milliseconds: until then nobody else gets it, and once another has it whoever held it changes nothing.
  */
 export interface ConnectionStore {
   /** Connects, and creates the table. Called once, before anything else. */
   open (): Answer<void>
-  find (userId: string, server: string): Answer<ConnectionRow | null>
+  /** Null also for a row in which nothing was written yet. */
+  find (userId: string, server: string): Answer<string | null>
+  /** The servers of the user's rows. */
+  servers (userId: string): Answer<string[]>
   /** Takes the lock until then, unless it is held at `now`. Makes a row where there is none. */
   lock (userId: string, server: string, until: number, now: number): Answer<boolean>
   /** Writes and unlocks; false, and nothing is written, where the lock is not this one any more. */
@@ -39,7 +34,8 @@ export const TABLE = `
 `
 const ROW = 'user_id = $1 AND server = $2'
 const STATEMENTS = {
-  find: `SELECT user_id AS "userId", server, sealed FROM connections WHERE ${ROW}`,
+  find: `SELECT sealed AS value FROM connections WHERE ${ROW}`,
+  servers: 'SELECT server AS value FROM connections WHERE user_id = $1 AND sealed IS NOT NULL',
   lock: `
     INSERT INTO connections (user_id, server, locked_until) VALUES ($1, $2, $3)
     ON CONFLICT (user_id, server) DO UPDATE SET locked_until = excluded.locked_until WHERE connections.locked_until <= $4
@@ -51,7 +47,7 @@ const STATEMENTS = {
 }
 
 /** Runs a statement with its numbered parameters; answers its rows, and how many it changed. */
-export type Query = (statement: string, values: Array<string | number>) => Answer<{ rows: ConnectionRow[], changes: number }>
+export type Query = (statement: string, values: Array<string | number>) => Answer<{ rows: Array<{ value: string | null }>, changes: number }>
 
 /** All that a store does, on a database that answers these statements. */
 export function storeOn (database: Query): Omit<ConnectionStore, 'open' | 'close'> {
@@ -63,7 +59,8 @@ export function storeOn (database: Query): Omit<ConnectionStore, 'open' | 'close
     }
   }
   return {
-    find: async (userId, server) => (await query('find', userId, server)).rows[0] ?? null,
+    find: async (userId, server) => (await query('find', userId, server)).rows[0]?.value ?? null,
+    servers: async (userId) => (await query('servers', userId)).rows.map(({ value }) => value!),
     lock: async (userId, server, until, now) => (await query('lock', userId, server, until, now)).changes === 1,
     save: async (userId, server, sealed, lockedUntil) => (await query('save', userId, server, sealed, lockedUntil)).changes === 1,
     async unlock (userId, server, lockedUntil) {

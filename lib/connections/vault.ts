@@ -5,8 +5,8 @@ import { expect, expectFunctions, expectNames, isSafeUrl } from '../expect.js'
 import { parseKeys } from '../options.js'
 import { isObject, isStrings } from '../protocol/json.js'
 import { createSealer, type Expiring, type Sealer } from '../protocol/sealed.js'
-import { isIdentifier } from '../protocol/secret.js'
-import { loadSdk, type ClientInformation, type DiscoveryState, type Sdk, type Tokens } from './sdk.js'
+import { StoreUnavailableError } from '../store/store.js'
+import { loadSdk, refusalOf, type ClientInformation, type DiscoveryState, type Sdk, type ServerMetadata, type TokenRequest, type Tokens } from './sdk.js'
 import type { ConnectionStore } from './store.js'
 
 /** A remote MCP server. */
@@ -23,13 +23,14 @@ export interface ServerOptions {
   userSupplied?: boolean
 }
 
+/** By the names under which connections are stored: letters, digits, `-` and `_`. */
 export type Servers = Readonly<Record<string, ServerOptions>>
 
 export interface ConnectionsOptions {
   /** As for the other plugin: at least 32 bytes each, in hexadecimal or base64url. The first seals, all of them open. */
   keys: ReadonlyArray<string | undefined>
   store: ConnectionStore
-  /** By the names under which they are stored; or what a user may have, for lists that differ. */
+  /** The same for all users; or what a user may have, for lists that differ. */
   servers: Servers | ((userId: string) => Servers | Promise<Servers>)
   /** Gets every event. What it throws is ignored. */
   onEvent?: (event: ConnectionEvent) => unknown
@@ -37,6 +38,7 @@ export interface ConnectionsOptions {
 
 /** What happened to a connection. Never holds a token. */
 export interface ConnectionEvent {
+  /** `lost`: the server does not accept it any more. */
   type: 'connection.made' | 'connection.refreshed' | 'connection.lost' | 'connection.ended'
   userId: string
   server: string
@@ -45,7 +47,7 @@ export interface ConnectionEvent {
 }
 
 /** What is sealed into a row. The user and the server bind it: copied into another row it does not open. */
-export interface Credentials extends Expiring {
+export interface Credentials {
   userId: string
   server: string
   /** The tokens are for it, so a server whose address was changed has to be connected anew. */
@@ -56,22 +58,20 @@ export interface Credentials extends Expiring {
   scopes: readonly string[]
   /** The server does not accept it any more. */
   lost: boolean
-  // Epoch milliseconds.
+  /** Epoch milliseconds. */
   connectedAt: number
   refreshedAt: number | null
-  refreshAt: number | null
-  tokensExpireAt: number | null
 }
 
 /** What is kept of a discovery. The rest may change, and is asked for again. */
 export type Discovery = Pick<DiscoveryState, 'authorizationServerUrl' | 'resourceMetadata'> & {
-  /** RFC 9207 §2.4. */
   issuer?: string
+  /** Whether answers name their issuer. RFC 9207 §3. */
   issRequired?: boolean
 }
 
-/** One that only the user can end, in the browser. */
-abstract class UserNeededError extends Error {
+/** What only the user can end, in the browser. */
+export abstract class UserNeededError extends Error {
   readonly userId: string
   readonly server: string
 
@@ -97,7 +97,7 @@ export class ReconnectRequiredError extends UserNeededError {
   }
 }
 
-/** Milliseconds that whoever changes a row has for it. */
+/** Milliseconds that whoever changes a row has for it: more than a request and its answer may take. */
 const LEASE = 30_000
 /** Milliseconds for each request that is made here. */
 const TIMEOUT = 10_000
@@ -109,29 +109,33 @@ const MAX_SEALED = 64 * 1024
 /** Sealed rows, their locks, and the servers that they are for. */
 export class Vault {
   readonly keys: readonly Uint8Array[]
+  readonly store: ConnectionStore
   readonly #options: ConnectionsOptions
-  #opened: Promise<{ sdk: Sdk, sealer: Sealer<Credentials> }> | undefined
+  #opened: Promise<{ sdk: Sdk, sealer: Sealer<Credentials & Expiring> }> | undefined
 
   /** @throws FST_MCP_OAUTH_INVALID_OPTION */
   constructor (options: ConnectionsOptions) {
     this.#options = options
     this.keys = parseKeys(options.keys)
+    this.store = options.store
     expect(typeof (options.store as Partial<ConnectionStore> | undefined)?.lock === 'function', 'store', 'a store such as sqliteConnectionStore({ path })', options.store)
     expectFunctions(options, { onEvent: '(event) => void' })
     if (typeof options.servers !== 'function') parseServers(options.servers)
   }
 
-  /** Opens the store, the first time. */
-  async open (): Promise<{ sdk: Sdk, sealer: Sealer<Credentials> }> {
+  /** Opens the store, the first time; again where that failed. */
+  async open (): Promise<{ sdk: Sdk, sealer: Sealer<Credentials & Expiring> }> {
     this.#opened ??= (async () => {
-      const [sdk, sealer] = await Promise.all([loadSdk(), createSealer<Credentials>(this.keys, 'connection', MAX_SEALED), this.#options.store.open()])
-      return { sdk, sealer }
+      try {
+        const opened = { sdk: await loadSdk(), sealer: await createSealer<Credentials & Expiring>(this.keys, 'connection', MAX_SEALED) }
+        await this.store.open()
+        return opened
+      } catch (error) {
+        this.#opened = undefined
+        throw error
+      }
     })()
     return await this.#opened
-  }
-
-  async close (): Promise<void> {
-    await this.#options.store.close()
   }
 
   async servers (userId: string): Promise<Servers> {
@@ -144,22 +148,21 @@ export class Vault {
     return Object.hasOwn(servers, server) ? servers[server] : undefined
   }
 
-  /** Undefined where nothing is stored, or what is does not open, or is not for the address that the server has now. */
+  /** What is stored; undefined where that is nothing, or does not open. */
   async read (userId: string, server: string): Promise<Credentials | undefined> {
     const { sealer } = await this.open()
-    const row = await this.#options.store.find(userId, server)
-    if (row?.sealed == null) return undefined
-    const opened = await sealer.open(row.sealed, Date.now())
-    if (typeof opened === 'string' || opened.userId !== userId || opened.server !== server) return undefined
-    return opened.url === (await this.server(userId, server))?.url ? opened : undefined
+    const sealed = await this.store.find(userId, server)
+    const opened = sealed === null ? 'unreadable' : await sealer.open(sealed, Date.now())
+    return typeof opened === 'string' || opened.userId !== userId || opened.server !== server ? undefined : opened
   }
 
-  /** @throws NotConnectedError, ReconnectRequiredError */
-  async use (userId: string, server: string): Promise<Credentials> {
+  /** What a job can work with. @throws NotConnectedError, ReconnectRequiredError */
+  async use (userId: string, server: string): Promise<{ credentials: Credentials, options: ServerOptions }> {
+    const options = await this.server(userId, server)
     const credentials = await this.read(userId, server)
-    if (credentials === undefined) throw new NotConnectedError(userId, server)
-    if (credentials.lost) throw new ReconnectRequiredError(userId, server)
-    return credentials
+    if (options === undefined || credentials === undefined || credentials.url !== options.url) throw new NotConnectedError(userId, server)
+    if (isOver(credentials)) throw new ReconnectRequiredError(userId, server)
+    return { credentials, options }
   }
 
   /** Waits until nobody else changes the row. Answers the time until which nobody else will. */
@@ -168,40 +171,34 @@ export class Vault {
     const deadline = Date.now() + 2 * LEASE
     for (;;) {
       const now = Date.now()
-      if (await this.#options.store.lock(userId, server, now + LEASE, now)) return now + LEASE
+      if (await this.store.lock(userId, server, now + LEASE, now)) return now + LEASE
       if (now > deadline) throw new Error(`The connection to ${server} is being changed for too long.`)
       await setTimeout(25 + Math.random() * 50)
     }
-  }
-
-  async unlock (userId: string, server: string, until: number): Promise<void> {
-    await this.#options.store.unlock(userId, server, until)
   }
 
   /** Writes and unlocks. @throws Error where the lock is over, and then somebody else may have changed the row */
   async save (credentials: Credentials, until: number): Promise<void> {
     const { sealer } = await this.open()
     const { userId, server } = credentials
-    const saved = await this.#options.store.save(userId, server, await sealer.seal(credentials), until)
-    if (!saved) throw new Error(`The connection to ${server} was changed meanwhile.`)
-  }
-
-  /** Deletes the row, once nobody changes it; answers what was in it. */
-  async remove (userId: string, server: string): Promise<Credentials | undefined> {
-    await this.lock(userId, server)
-    const credentials = await this.read(userId, server)
-    await this.#options.store.delete(userId, server)
-    return credentials
-  }
-
-  /** What asks the server, and whoever it names: never longer than it should, and only where it may. */
-  async fetchFor ({ userId, server }: { userId: string, server: string }): Promise<Fetch> {
-    const { userSupplied = false } = await this.server(userId, server) ?? { userSupplied: true }
-    return async (url, init) => {
-      // What is posted here is secret, and for this address alone.
-      const redirect = init?.method === 'POST' ? 'error' : 'follow'
-      return await fetchBounded(url, { redirect, ...init }, { timeout: TIMEOUT, maxLength: MAX_ANSWER, ...(userSupplied && { fetch: fetchPublic }) })
+    const sealed = await sealer.seal({ ...credentials, expiresAt: Number.MAX_SAFE_INTEGER })
+    for (;;) {
+      try {
+        if (await this.store.save(userId, server, sealed, until)) return
+        throw new Error(`The connection to ${server} was changed meanwhile.`)
+      } catch (error) {
+        // A server may have given these tokens only once, so a database that is away for a moment must not lose them.
+        if (!(error instanceof StoreUnavailableError) || Date.now() > until) throw error
+        await setTimeout(500)
+      }
     }
+  }
+
+  /** @throws ReconnectRequiredError, which is all that is left to do */
+  async lose (credentials: Credentials, until: number): Promise<never> {
+    await this.save({ ...credentials, lost: true }, until)
+    this.emit('connection.lost', credentials)
+    throw new ReconnectRequiredError(credentials.userId, credentials.server)
   }
 
   emit (type: ConnectionEvent['type'], { userId, server }: { userId: string, server: string }): void {
@@ -210,12 +207,54 @@ export class Vault {
   }
 }
 
+/** What asks the server, and whoever it names: never longer than it should, and only where it may. */
+export function fetchFor ({ url: own, userSupplied = false }: Pick<ServerOptions, 'url' | 'userSupplied'>): Fetch {
+  return async (url, init) => {
+    const { protocol } = new URL(url)
+    // In the open, and into this computer, only where the server itself is there.
+    if (!isSafeUrl(new URL(url)) || (protocol === 'http:' && !own.startsWith('http:'))) throw new Error(`${String(url)} is not https`)
+    const isPost = init?.method === 'POST'
+    const response = await fetchBounded(url, {
+      ...init,
+      // What is posted here is secret, and for this address alone.
+      redirect: isPost ? 'error' : 'follow'
+    }, { timeout: TIMEOUT, maxLength: MAX_ANSWER, ...(userSupplied && { fetch: fetchPublic }) })
+    if (!isPost || response.ok) return response
+    // Servers may repeat what they were sent, and the SDK may log that.
+    const { error } = await response.json().catch(() => ({})) as { error?: unknown }
+    return Response.json({ error: refusalOf({ code: error }) ?? 'server_error' }, { status: response.status })
+  }
+}
+
+/** With what a token is asked for. @throws Error where the authorization server cannot be asked, or is another now */
+export async function tokenRequest (sdk: Sdk, options: ServerOptions, { discovery, client }: Pick<Credentials, 'discovery' | 'client'>): Promise<TokenRequest> {
+  const fetchFn = fetchFor(options)
+  const metadata: ServerMetadata | undefined = await sdk.discoverAuthorizationServerMetadata(discovery.authorizationServerUrl, { fetchFn })
+  if (metadata?.issuer !== discovery.issuer) throw new Error(`${discovery.authorizationServerUrl} cannot be asked at present.`)
+  return { metadata, clientInformation: configuredClient(options) ?? client, resource: discovery.resourceMetadata?.resource, fetchFn }
+}
+
+/** Read anew each time, since secrets change. */
+export function configuredClient ({ client }: ServerOptions): ClientInformation | undefined {
+  return client && { issuer: client.issuer, client_id: client.clientId, ...(client.clientSecret !== undefined && { client_secret: client.clientSecret }) }
+}
+
+/** When the access token ends; null where the server does not say, or says what cannot be. Epoch milliseconds. */
+export function endOf ({ tokens: { expires_in: seconds }, connectedAt, refreshedAt }: Credentials): number | null {
+  return seconds !== undefined && seconds > 0 && seconds < 1e10 ? (refreshedAt ?? connectedAt) + seconds * 1000 : null
+}
+
+/** Whether nothing but its user can help. */
+export function isOver (credentials: Credentials): boolean {
+  return credentials.lost || (credentials.tokens.refresh_token === undefined && Date.now() >= (endOf(credentials) ?? Infinity))
+}
+
 /** @throws FST_MCP_OAUTH_INVALID_OPTION */
 function parseServers (servers: unknown): Servers {
   expect(isObject(servers), 'servers', "an object such as { github: { url: 'https://mcp.github.example/mcp' } }, or a function (userId) => servers", servers)
   for (const [name, server] of Object.entries(servers)) {
     const at = `servers.${name}`
-    expect(isIdentifier(name, 100), at, 'a name of at most 100 characters', name)
+    expect(/^[\w-]{1,64}$/.test(name), at, 'a name of at most 64 letters, digits, - and _', name)
     expect(isObject(server), at, 'an object { url, name, scopes, client, userSupplied }', server)
     expectNames(server, `${at}.`, ['url', 'name', 'scopes', 'client', 'userSupplied'])
     const { url, scopes, client } = server

@@ -39,6 +39,12 @@ interface Issue {
   codeIssuedAt: number | undefined
 }
 
+interface Rotate {
+  grantId: string
+  from: Uint8Array
+  to: Rotation
+}
+
 class SqliteStore implements TokenStore {
   readonly #path: string
   readonly #migrate: boolean
@@ -46,6 +52,7 @@ class SqliteStore implements TokenStore {
   readonly #statements = new Map<string, StatementSyncInstance>()
   // What arrives together shares one transaction: its wait for the disk, or its locks of the file, take longer than the rest.
   readonly #issues = new Batch((issues: Issue[]) => this.#use(() => this.#transaction('IMMEDIATE', () => issues.map((issue) => this.#issueOne(issue)))))
+  readonly #rotations = new Batch((rotations: Rotate[]) => this.#use(() => this.#transaction('IMMEDIATE', () => rotations.map((rotation) => this.#rotateOne(rotation)))))
   readonly #lookups = new Batch((hashes: Uint8Array[]) => this.#use(() => this.#transaction('DEFERRED', () => hashes.map((hash) => this.#get(FIND_BY_TOKEN_HASH, hash, grantRowOf)))))
   #database: Database | undefined
 
@@ -109,12 +116,16 @@ class SqliteStore implements TokenStore {
     return this.#use(() => (this.#prepare(LIST).all(userId, now) as unknown as unknown[][]).map(grantRowOf))
   }
 
-  rotate (grantId: string, from: Uint8Array, to: Rotation): boolean {
-    return this.#use(() => this.#prepare(`
+  async rotate (grantId: string, from: Uint8Array, to: Rotation): Promise<boolean> {
+    return await this.#rotations.add({ grantId, from, to })
+  }
+
+  #rotateOne ({ grantId, from, to }: Rotate): boolean {
+    return this.#prepare(`
       UPDATE access_tokens SET token_hash = ?, refresh_hash = ?, previous_refresh_hash = refresh_hash,
         expires_at = ?, refresh_expires_at = ?, refreshed_at = ?
       WHERE id = ? AND refresh_hash = ? AND revoked_at IS NULL
-    `).run(to.tokenHash, to.refreshHash, to.expiresAt, to.refreshExpiresAt, to.refreshedAt, grantId, from).changes === 1)
+    `).run(to.tokenHash, to.refreshHash, to.expiresAt, to.refreshExpiresAt, to.refreshedAt, grantId, from).changes === 1
   }
 
   revoke (selector: Selector, reason: RevokedReason, now: number): number {

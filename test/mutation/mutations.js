@@ -462,7 +462,7 @@ export default [
 
   {
     file: 'lib/protocol/sealed.ts',
-    search: "if (!isCanonical(value, 5)) return 'unreadable'",
+    search: "if (!isCanonical(value, 5, maxLength)) return 'unreadable'",
     replace: '',
     tests: [attack(9)],
     why: 'one code is one string'
@@ -535,7 +535,7 @@ export default [
   },
   {
     file: 'lib/protocol/sealed.ts',
-    search: 'if (value.length > MAX_LENGTH) {',
+    search: 'if (value.length > maxLength) {',
     replace: 'if (false) {',
     tests: [flow('a state of any length')],
     why: 'nothing is sealed that would not open'
@@ -658,7 +658,7 @@ export default [
     [".code(statusCode)\n    .header('content-security-policy'", ".code(statusCode)\n    .header('x-policy'", 19, 'a page has a policy'],
     [".header('referrer-policy', 'no-referrer')", '', 24, 'a page says nothing of itself to the next'],
     ["reply.header('cache-control', 'no-store').header('referrer-policy'", "reply.header('referrer-policy'", 24, 'no page is stored'],
-    ['authorizationResponse(redirectUri, parameters), 303', 'authorizationResponse(redirectUri, parameters), 307', 24, 'a redirect repeats no form'],
+    ['redirect(location, 303)', 'redirect(location, 307)', 24, 'a redirect repeats no form'],
     ['if (error instanceof AuthorizationError) return', "if ('redirectUri' in error) return", 36, 'an error that may be linked does not redirect']
   ].map(([search, replace, number, why]) => ({ file: 'lib/http/pages.ts', search, replace, tests: [attack(number)], why })),
   {
@@ -1488,6 +1488,39 @@ export default [
     tests: ['test/store/sqlite.test.ts'],
     why: 'what can be used is listed'
   },
+  // Connections
+
+  ...[
+    ['connect.ts', 'iss === undefined ? discovery.issRequired === true : iss !== discovery.issuer', 'false', 'pages: a callback that is wrong', 'an answer is from the server that was asked'],
+    ['connect.ts', 'discovery.issRequired === true', 'false', 'pages: a callback that is wrong', 'a server that says that it names itself does so'],
+    ['connect.ts', 'current !== undefined && current.connectedAt >= issuedAt', 'false', 'pages: a callback that comes again', 'a callback counts once'],
+    ['connect.ts', 'metadata !== undefined && withoutSlash(metadata.issuer) !== withoutSlash(authorizationServerUrl)', 'false', 'v1: metadata that name another issuer', 'metadata are of the issuer that was asked'],
+    ['connect.ts', "authorizationUrl.searchParams.set('code_challenge', hash('sha256', codeVerifierOf(vault, nonce), 'base64url'))", '', 'pages: a callback that comes again', 'the verifier is derived, and kept nowhere'],
+    ['connect.ts', '`code verifier ${nonce}`', "'code verifier'", 'pages: while it is being connected', 'each connection has a verifier of its own'],
+    ['plugin.ts', ' || pending.server !== server', '', 'pages: a callback that is wrong', 'each server has a redirect URI of its own'],
+    ['plugin.ts', 'if (user.id !== pending.userId) throw', 'if (false) throw', 'pages: a callback that is wrong', 'a callback is for whoever began'],
+    ['plugin.ts', "checkTicket(await tickets.open(form.get('ticket') ?? '', Date.now()), user)", '{ userId: user!.id }', 'pages: a form that was not made for this user', 'forms are of this site, for this user'],
+    ['plugin.ts', '/^\\/(?![/\\\\])[!-~]*$/.test(value)', 'true', 'pages: after connecting', 'nobody is sent to another site'],
+    ['plugin.ts', 'if (before >= max) throw', 'if (false) throw', 'pages: a user may begin five times', 'beginning is limited'],
+    ['vault.ts', 'opened.userId !== userId', 'false', 'pages: neither the database', 'a row is for its user'],
+    ['vault.ts', 'opened.server !== server', 'false', 'pages: neither the database', 'a row is for its server'],
+    ['vault.ts', ' || credentials.url !== options.url', '', 'pages: a server whose address has changed', 'tokens are for the address that they were given for'],
+    ['vault.ts', 'return Object.hasOwn(servers, server) ? servers[server] : undefined', 'return servers[server]', 'pages: each user has the servers', 'only what the app has named is a server'],
+    ['vault.ts', '(userSupplied && { fetch: fetchPublic })', '(false && { fetch: fetchPublic })', 'fence: nor is anything asked without TLS', 'what users typed in is asked behind the fence'],
+    ['vault.ts', "redirect: isPost ? 'error' : 'follow'", "redirect: 'follow'", 'pages: what is posted follows no redirect', 'secrets go to the address that was named'],
+    ['vault.ts', "(protocol === 'http:' && !own.startsWith('http:'))", 'false', 'fence: a server that is on https', 'a server leads nobody into this computer'],
+    ['vault.ts', '/[@#]/.test(url)', '/[#]/.test(url)', 'pages: options are checked', 'no password is in an address'],
+    ['provider.ts', 'const until = await vault.lock(userId, server)\n  try {', 'const until = Date.now() + 30_000\n  try {', 'jobs: MCP SDK v1: eight workers', 'one refreshes at a time'],
+    ['store.ts', ' WHERE connections.locked_until <= $4', '', 'test/store/connections.test.ts', 'a lock is one'],
+    ['store.ts', 'WHERE ${ROW} AND locked_until = $4', 'WHERE ${ROW} AND $4 = $4', 'test/store/connections.test.ts', 'who has lost the lock writes nothing']
+  ].map(([file, search, replace, test, why]) => ({
+    file: `lib/connections/${file}`,
+    search,
+    replace,
+    tests: [test.replace(/^(?:pages|jobs): /, 'test/connections.test.ts: ').replace(/^fence: /, 'test/connections-fence.test.ts: ').replace(/^v1: /, 'test/connections-v1.test.ts: ')],
+    why
+  })),
+
   ...[
     ["await this.revoke({ grantId: row.id }, 'code_replayed', row.createdAt)", '', 'a replay ends the grant'],
     ["if (reason === 'disconnected') await this.#insert(disconnectMark(selector, now))", '', 'a disconnect leaves its mark'],
