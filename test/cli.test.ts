@@ -330,7 +330,7 @@ t.test('what is no database, or out of reach, or of an older version is one line
   const hook = "export const resolve = async (name, context, next) => { if (name === 'pg') throw new Error('Cannot find package pg'); return await next(name, context) }"
   const withoutPg = `import { register } from 'node:module'; register(${JSON.stringify(`data:text/javascript,${encodeURIComponent(hook)}`)})`
   t.strictSame(await run(['stats', server.url], {}, withoutPg), {
-    code: 1, stdout: '', stderr: 'postgresStore() needs the package pg. Run: npm install pg. Cannot find package pg\n'
+    code: 1, stdout: '', stderr: 'A store on PostgreSQL needs the package pg. Run: npm install pg. Cannot find package pg\n'
   })
 
   const older = await openPostgres(t)

@@ -61,16 +61,16 @@ t.test('nor is anything asked without TLS, or by an address in place of a name',
   t.equal(asked, 0)
 })
 
-t.test('redirects lead nowhere, and what is too long is not read', async (t) => {
+t.test('redirects lead to no other host, and what is too long is not read', async (t) => {
   for (const [title, page] of [
-    ['a redirect', (_request, response) => response.writeHead(302, { location: 'https://mcp.client.example/elsewhere' }).end()],
+    ['a redirect', (_request, response) => response.writeHead(302, { location: 'https://other.client.example/elsewhere' }).end()],
     ['a megabyte', (_request, response) => response.setHeader('content-type', 'application/json').end(JSON.stringify({ resource: URL_OF_ALICE, authorization_servers: [LOGIN], padding: 'x'.repeat(1_000_000) }))]
   ] as Array<[string, Parameters<Network['publish']>[1]]>) {
     const { network, begin } = await typedIn(t)
     network.publish(RESOURCE_METADATA, page)
-    network.publish('https://mcp.client.example/elsewhere', { resource: URL_OF_ALICE, authorization_servers: [LOGIN] })
+    network.publish('https://other.client.example/elsewhere', { resource: URL_OF_ALICE, authorization_servers: [LOGIN] })
     await begin()
-    t.notOk(network.asked.includes('https://mcp.client.example/elsewhere'), title)
+    t.notOk(network.asked.includes('https://other.client.example/elsewhere'), title)
     t.notOk(network.asked.includes(METADATA), `${title}: what it named is not believed`)
   }
 })

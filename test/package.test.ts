@@ -129,11 +129,12 @@ t.test('only what is exported can be imported', async (t) => {
     console.log(JSON.stringify(answers))
   `)
   const inside = ['/plugin', '/dist/index.js', '/dist/plugin.js', '/store/sqlite', '/options', '/views/consent.eta', '/lib/index.ts']
-  const answers = JSON.parse(await command(project, process.execPath, ['exports.js', '', '/sqlite', '/testing', '/remote', ...inside])) as Record<string, string | string[]>
+  const answers = JSON.parse(await command(project, process.execPath, ['exports.js', '', '/sqlite', '/testing', '/remote', '/connections', ...inside])) as Record<string, string | string[]>
   t.match(answers[''], ['OAuthError', 'StoreUnavailableError', 'default'])
   t.strictSame(answers['/sqlite'], ['sqliteStore'])
   t.strictSame(answers['/testing'], ['connectClient', 'mintToken'])
   t.strictSame(answers['/remote'], ['default'])
+  t.strictSame(answers['/connections'], ['NotConnectedError', 'ReconnectRequiredError', 'UserNeededError', 'createConnections', 'default', 'fetchPublic', 'sqliteConnectionStore'])
   for (const path of inside) t.equal(answers[path], 'ERR_PACKAGE_PATH_NOT_EXPORTED', path)
 })
 

@@ -1,5 +1,5 @@
 import type { Pool, PoolConfig } from 'pg'
-import { openPool } from '../store/postgres.js'
+import { openPool } from '../store/postgres-pool.js'
 import { StoreUnavailableError } from '../store/store.js'
 import { TABLE, storeOn, type ConnectionStore } from './store.js'
 

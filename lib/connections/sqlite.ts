@@ -1,4 +1,4 @@
-import { inWalMode, named, openDatabase } from '../store/sqlite.js'
+import { inWalMode, named, openDatabase } from '../store/sqlite-database.js'
 import { TABLE, storeOn, type ConnectionStore } from './store.js'
 
 /** One file, which several processes may share, and `sqliteStore()` too. */

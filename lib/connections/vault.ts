@@ -19,7 +19,7 @@ export interface ServerOptions {
   scopes?: readonly string[]
   /** Where this app is registered by hand: with the authorization server `issuer`, and with no other. */
   client?: { issuer: string, clientId: string, clientSecret?: string }
-  /** The address came from a user: only https and public hosts are asked, and redirects are not followed. Default false. */
+  /** The address came from a user: only public hosts are asked, whatever it names. Default false. */
   userSupplied?: boolean
 }
 

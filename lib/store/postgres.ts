@@ -1,6 +1,6 @@
-import createError from '@fastify/error'
 import type { Pool, PoolConfig, QueryResult, QueryResultRow } from 'pg'
 import { LastUsed } from './last-used.js'
+import { TIMEOUT, openPool } from './postgres-pool.js'
 import { COLUMNS, COLUMN_LIST, GRANT_COLUMNS, INDEXES, columnDefinitions, countQuery, disconnectMark, ended, findMark, grantRowOf, live, missingParts, rowOf, selected, statsQuery, valuesOf } from './schema.js'
 import { StoreUnavailableError, type ClientStats, type GrantRow, type IssueResult, type RevokedReason, type Rotation, type Selector, type TokenRow, type TokenStore } from './store.js'
 
@@ -26,16 +26,11 @@ const FIND_BY_TOKEN_HASHES = `SELECT ${selectList(GRANT_COLUMNS)}, token_hash FR
 /** Any number that others are unlikely to lock. */
 const MIGRATION_LOCK = 7_426_917_311
 
-/** Milliseconds. */
-const TIMEOUT = 5000
-
 /** Milliseconds: an index on a large table takes its time. */
 const MIGRATION_TIMEOUT = 30 * 60 * 1000
 
 /** More look-ups on their way would only wait inside the database; fewer would leave it idle in between. */
 const MAX_LOOKUPS_IN_FLIGHT = 2
-
-const PgMissingError = createError('FST_MCP_OAUTH_PG_MISSING', 'postgresStore() needs the package pg. Run: npm install pg')
 
 /**
  * Serves any number of processes on any number of machines: no answer comes from memory. On the way of a request every
@@ -43,13 +38,6 @@ const PgMissingError = createError('FST_MCP_OAUTH_PG_MISSING', 'postgresStore() 
  */
 export function postgresStore (options: PostgresStoreOptions): TokenStore {
   return new PostgresStore(options)
-}
-
-/** The app's own pool, or one that is made here. */
-export async function openPool ({ migrate: _, preparedStatements: __, timeout = TIMEOUT, ...options }: PostgresStoreOptions): Promise<Pool> {
-  if ('pool' in options) return options.pool
-  const { default: pg } = await import('pg').catch((cause: unknown) => { throw new PgMissingError({ cause }) })
-  return new pg.Pool({ connectionTimeoutMillis: timeout, keepAlive: true, ...options })
 }
 
 interface Lookup {
@@ -72,10 +60,11 @@ class PostgresStore implements TokenStore {
   }
 
   async open (): Promise<void> {
-    this.#pool = await openPool(this.#options)
+    const { migrate, preparedStatements: _, timeout: __, ...options } = this.#options
+    this.#pool = await openPool(options, this.#timeout)
     // The pool drops a broken idle connection by itself; without a listener the event would end the process.
     this.#pool.on('error', ignore)
-    if (this.#options.migrate !== false) await this.#migrate()
+    if (migrate !== false) await this.#migrate()
   }
 
   /** Takes no lock where there is nothing to do; where there is, of any number of nodes one does it. */
