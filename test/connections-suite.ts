@@ -19,7 +19,7 @@ const HOUR = 3600 * 1000
 /** What jobs go through, in clients of these SDKs; `without` names a package that is not there for what they rest on. */
 export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
   for (const sdk of sdks) {
-    t.test(`${sdk.name}: alice and bob connect in the browser, and jobs act as each of them`, async (t) => {
+    t.test(`alice and bob connect in the browser, and jobs act as each of them, with ${sdk.name}`, async (t) => {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url, name: 'Notes', scopes: ['read', 'write'] } })
       t.equal(await local.connections.isConnected('alice', 'notes'), false)
@@ -38,7 +38,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       t.strictSame(local.events.map(({ type, userId, server }) => [type, userId, server]), [['connection.made', 'alice', 'notes'], ['connection.made', 'bob', 'notes']])
     })
 
-    t.test(`${sdk.name}: an expired token is refreshed without a browser, ahead of its end and after it`, async (t) => {
+    t.test(`an expired token is refreshed without a browser, ahead of its end and after it, with ${sdk.name}`, async (t) => {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
@@ -62,7 +62,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       t.equal(local.events.filter(({ type }) => type === 'connection.refreshed').length, 3)
     })
 
-    t.test(`${sdk.name}: eight workers at once refresh once`, async (t) => {
+    t.test(`eight workers at once refresh once, with ${sdk.name}`, async (t) => {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
@@ -76,7 +76,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       t.strictSame(remote.events.filter(({ type }) => type === 'token.revoked'), [], 'no refresh token came twice')
     })
 
-    t.test(`${sdk.name}: many that are refused at once refresh in turns, and no refresh token is used twice`, async (t) => {
+    t.test(`many that are refused at once refresh in turns, and no refresh token is used twice, with ${sdk.name}`, async (t) => {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
@@ -91,7 +91,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.')
     })
 
-    t.test(`${sdk.name}: the remote grant is revoked: reconnecting is asked for, and works`, async (t) => {
+    t.test(`the remote grant is revoked: reconnecting is asked for, and works, with ${sdk.name}`, async (t) => {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url } })
       for (const due of [false, true]) {
@@ -111,7 +111,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       t.equal(calls, 0)
     })
 
-    t.test(`${sdk.name}: without refresh tokens, a job that lacks a scope loses nothing, one that is refused does`, async (t) => {
+    t.test(`without refresh tokens, a job that lacks a scope loses nothing, one that is refused does, with ${sdk.name}`, async (t) => {
       const remote = await startRemote(t, { refreshTokenLifetime: null })
       const local = await startLocal(t, { notes: { url: remote.url, scopes: ['read'] } })
       await local.connect('alice', 'notes', ['read'])
@@ -130,7 +130,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       await t.rejects(job(sdk, local.connections, remote.url, 'alice', 'list_notes'), ReconnectRequiredError)
     })
 
-    t.test(`${sdk.name}: a server that is down, restarts, or changes its key in between loses no connection`, async (t) => {
+    t.test(`a server that is down, restarts, or changes its key in between loses no connection, with ${sdk.name}`, async (t) => {
       const remote = await startRemote(t)
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')

@@ -1510,7 +1510,7 @@ export default [
     ['vault.ts', "redirect: isPost ? 'error' : 'follow'", "redirect: 'follow'", 'pages: what is posted follows no redirect', 'secrets go to the address that was named'],
     ['vault.ts', "(protocol === 'http:' && !own.startsWith('http:'))", 'false', 'fence: a server that is on https', 'a server leads nobody into this computer'],
     ['vault.ts', '/[@#]/.test(url)', '/[#]/.test(url)', 'pages: options are checked', 'no password is in an address'],
-    ['provider.ts', 'const until = await vault.lock(userId, server)\n  try {', 'const until = Date.now() + 30_000\n  try {', 'jobs: MCP SDK v1: eight workers', 'one refreshes at a time'],
+    ['provider.ts', 'const until = await vault.lock(userId, server)\n  try {', 'const until = Date.now() + 30_000\n  try {', 'jobs: eight workers', 'one refreshes at a time'],
     ['store.ts', ' WHERE connections.locked_until <= $4', '', 'test/store/connections.test.ts', 'a lock is one'],
     ['store.ts', 'WHERE ${ROW} AND locked_until = $4', 'WHERE ${ROW} AND $4 = $4', 'test/store/connections.test.ts', 'who has lost the lock writes nothing']
   ].map(([file, search, replace, test, why]) => ({

@@ -41,12 +41,18 @@ function problemsOf ({ file, search, replace, tests, why }) {
   if (tests.length === 0 || why === '') problems.push('it has no tests or no reason')
   for (const test of tests) {
     const { file, name = '' } = parseTest(test)
-    const names = [...readFileSync(join(ROOT, file), 'utf8').matchAll(/\btest\((['`])((?:\\.|(?!\1)[^\\])*)\1/g)].map(([,, name]) => name)
+    const names = [...sourceOf(file).matchAll(/\btest\((['`])((?:\\.|(?!\1)[^\\])*)\1/g)].map(([,, name]) => name)
     // Of a name that is made in a loop, what comes before.
     const isNamed = (one) => one.startsWith(name) || (/^[^$].*\$\{/.test(one) && name.startsWith(one.split('${')[0]))
     if (name !== '' && names.filter(isNamed).length !== 1) problems.push(`${test} is not the beginning of one test`)
   }
   return problems.map((problem) => `${file}, ${why}: ${problem}`)
+}
+
+/** A test file, with those that it takes its tests from. */
+function sourceOf (file) {
+  const source = readFileSync(join(ROOT, file), 'utf8')
+  return source + [...source.matchAll(/from '\.\/([\w-]+-suite)\.js'/g)].map(([, name]) => readFileSync(join(ROOT, `test/${name}.ts`), 'utf8')).join('')
 }
 
 /** Writes a file of a copy; TypeScript as what is built of it, one file at a time. */
