@@ -70,6 +70,7 @@ t.test('redirects lead to no other host, and what is too long is not read', asyn
     network.publish(RESOURCE_METADATA, page)
     network.publish('https://other.client.example/elsewhere', { resource: URL_OF_ALICE, authorization_servers: [LOGIN] })
     await begin()
+    t.ok(network.asked.includes(RESOURCE_METADATA), title)
     t.notOk(network.asked.includes('https://other.client.example/elsewhere'), title)
     t.notOk(network.asked.includes(METADATA), `${title}: what it named is not believed`)
   }

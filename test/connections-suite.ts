@@ -336,12 +336,14 @@ export function pages (t: Test): void {
 
   t.test('all that a user has is ended at once, also what is not in the list any more', async (t) => {
     const remote = await startRemote(t)
-    let servers: Record<string, { url: string }> = { notes: { url: remote.url }, more: { url: `${remote.url}?more` } }
+    const another = await startRemote(t)
+    let servers: Record<string, { url: string }> = { notes: { url: remote.url }, more: { url: another.url } }
     const local = await startLocal(t, () => servers)
-    await local.connect('alice', 'notes')
+    for (const server of ['notes', 'more']) await local.connect('alice', server)
     await local.connect('bob', 'notes')
-    servers = {}
-    t.equal(await local.connections.disconnect('alice'), 1)
+    servers = { more: { url: another.url } }
+    t.equal(await local.connections.disconnect('alice'), 2)
+    t.strictSame(await another.app.oauth.tokens.list({ userId: 'alice' }), [])
     t.equal(local.rows(), 1, 'those of others stay')
     t.equal(await local.connections.disconnect('alice'), 0)
     t.equal(await local.connections.disconnect('bob', '\0'), 0)
@@ -413,9 +415,10 @@ export function pages (t: Test): void {
 
   t.test('an app that was registered by hand proves who it is, to that authorization server alone', async (t) => {
     let secret = 's'.repeat(43)
+    let known = secret
     let redirectUris: string[] = []
     const remote = await startRemote(t, {
-      clients: (clientId) => clientId === 'digest' ? { clientId, clientName: 'Digest', redirectUris, clientSecretHashes: [createHash('sha256').update(secret).digest('base64url')] } : null
+      clients: (clientId) => clientId === 'digest' ? { clientId, clientName: 'Digest', redirectUris, clientSecretHashes: [createHash('sha256').update(known).digest('base64url')] } : null
     })
     let issuer = remote.origin
     const local = await startLocal(t, () => ({ notes: { url: remote.url, client: { issuer, clientId: 'digest', clientSecret: secret } } }))
@@ -425,8 +428,17 @@ export function pages (t: Test): void {
     t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.')
     t.equal(refreshes(remote), 1)
     t.strictSame((await remote.app.oauth.tokens.list({ userId: 'alice' })).map(({ clientId }) => clientId), ['digest'])
+    const right = secret
+    secret = 'w'.repeat(43)
+    for (const change of [expired, (credentials: Credentials) => ({ tokens: { ...endless(credentials).tokens!, access_token: 'oat_refused' } })]) {
+      await local.edit('alice', 'notes', change)
+      await t.rejects(job(sdk, local.connections, remote.url, 'alice', 'list_notes'), { message: /refuses this app/ })
+      t.match(await local.connections.list('alice'), [{ state: 'connected' }], 'a mistake of the app costs its users nothing')
+    }
+    secret = right
+    t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.')
     t.notOk(local.dump().includes(secret), 'nor is the secret in the database')
-    secret = 't'.repeat(43)
+    secret = known = 't'.repeat(43)
     await local.edit('alice', 'notes', expired)
     t.equal(await job(sdk, local.connections, remote.url, 'alice', 'list_notes'), 'There are no notes yet.', 'with the secret that it has now')
     t.equal(await local.connections.disconnect('alice'), 1)
@@ -467,6 +479,7 @@ export function pages (t: Test): void {
     await remote.stop()
 
     const posted: string[] = []
+    let asked = 0
     const [thief, moved] = [Fastify(), Fastify()]
     for (const app of [thief, moved]) {
       t.teardown(async () => await app.close())
@@ -475,10 +488,14 @@ export function pages (t: Test): void {
     thief.post('/', async ({ body }) => { posted.push(String(body)) })
     const stolen = `${await thief.listen({ port: await freePort(), host: 'localhost' })}/`
     moved.get('/.well-known/oauth-authorization-server', async () => ({ issuer: remote.origin, authorization_endpoint: `${remote.origin}/a`, token_endpoint: `${remote.origin}/token`, response_types_supported: ['code'] }))
-    moved.post('/token', async (_request, reply) => await reply.redirect(stolen, 307))
+    moved.post('/token', async (_request, reply) => {
+      asked += 1
+      return await reply.redirect(stolen, 307)
+    })
     await moved.listen({ port: Number(new URL(remote.origin).port), host: 'localhost' })
 
     await t.rejects(local.connections.provider('alice', 'notes').tokens())
+    t.equal(asked, 1)
     t.strictSame(posted, [])
     t.match(await local.connections.list('alice'), [{ state: 'connected' }])
   })

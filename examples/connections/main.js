@@ -2,7 +2,10 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
-import { DATA_DIR, DIGEST, NOTES } from './settings.js'
+import { DATA_DIR, DIGEST, NOTES, connectionOptions } from './settings.js'
+
+// Makes the key that the app and its worker share, before either of them starts.
+connectionOptions()
 
 // The queue's database: yours, or for a try the one that comes with the tests, empty each time.
 const { startServer } = await import('../../test/scripts/postgres-server.js')
@@ -35,7 +38,7 @@ for (const signal of ['SIGTERM', 'SIGINT']) {
     setTimeout(() => process.exit(1), 5000).unref()
     await Promise.all(programs.map(async (program) => {
       program.kill('SIGTERM')
-      if (program.exitCode === null) await once(program, 'exit')
+      if (program.exitCode === null && program.signalCode === null) await once(program, 'exit')
     }))
     await own?.remove()
     process.exit(0)

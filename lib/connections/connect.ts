@@ -101,7 +101,7 @@ export async function finishConnection (vault: Vault, { redirectUrl }: Self, pen
       refreshedAt: null
     }, until)
   } finally {
-    await vault.store.unlock(userId, server, until)
+    await vault.unlock(userId, server, until)
   }
   vault.emit('connection.made', pending)
 }

@@ -79,7 +79,7 @@ async function end (vault: Vault, userId: string, server: string): Promise<boole
     credentials = await vault.read(userId, server)
     await vault.store.delete(userId, server)
   } catch (error) {
-    await vault.store.unlock(userId, server, until)
+    await vault.unlock(userId, server, until)
     throw error
   }
   if (credentials === undefined) return false
@@ -96,9 +96,12 @@ async function revoke (vault: Vault, credentials: Credentials): Promise<void> {
   // A server that is not in the list any more is asked with the greatest care.
   const known = await vault.server(userId, server)
   const options = known?.url === url ? known : { url, userSupplied: true }
-  const { metadata, clientInformation: { client_id: id, client_secret: secret }, fetchFn } = await tokenRequest(sdk, options, credentials)
+  const { metadata, clientInformation, fetchFn } = await tokenRequest(sdk, options, credentials)
   if (metadata?.revocation_endpoint === undefined) return
-  const body = new URLSearchParams({ token: tokens.refresh_token ?? tokens.access_token, ...(secret === undefined && { client_id: id }) })
-  const headers = secret === undefined ? {} : { authorization: `Basic ${Buffer.from(`${encodeURIComponent(id)}:${encodeURIComponent(secret)}`).toString('base64')}` }
-  await fetchFn(metadata.revocation_endpoint, { method: 'POST', headers, body })
+  const { client_id: id, client_secret: secret = '' } = clientInformation
+  const method = sdk.selectClientAuthMethod(clientInformation, metadata.revocation_endpoint_auth_methods_supported ?? metadata.token_endpoint_auth_methods_supported ?? [])
+  const isBasic = method === 'client_secret_basic'
+  const body = { token: tokens.refresh_token ?? tokens.access_token, ...(!isBasic && { client_id: id }), ...(method === 'client_secret_post' && { client_secret: secret }) }
+  const headers = isBasic ? { authorization: `Basic ${Buffer.from(`${encodeURIComponent(id)}:${encodeURIComponent(secret)}`).toString('base64')}` } : {}
+  await fetchFn(metadata.revocation_endpoint, { method: 'POST', headers, body: new URLSearchParams(body) })
 }

@@ -1,5 +1,5 @@
-import type { Pool, PoolConfig } from 'pg'
-import { openPool } from '../store/postgres-pool.js'
+import type { Pool, PoolConfig, QueryConfig } from 'pg'
+import { TIMEOUT, openPool } from '../store/postgres-pool.js'
 import { StoreUnavailableError } from '../store/store.js'
 import { TABLE, storeOn, type ConnectionStore } from './store.js'
 
@@ -30,7 +30,7 @@ export function postgresConnectionStore ({ migrate = true, ...options }: Postgre
       }
     },
     ...storeOn(async (text, values) => {
-      const { rows, rowCount } = await pool!.query({ text, values })
+      const { rows, rowCount } = await pool!.query({ text, values, query_timeout: TIMEOUT } as QueryConfig)
       return { rows, changes: rowCount ?? 0 }
     }),
     close

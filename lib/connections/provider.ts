@@ -1,6 +1,6 @@
 import { parseScope } from '../protocol/scope.js'
 import { refusalOf, type ClientInformation, type ClientMetadata, type DiscoveryState, type Tokens } from './sdk.js'
-import { configuredClient, endOf, fetchFor, tokenRequest, type Credentials, type ServerOptions, type Vault } from './vault.js'
+import { UserNeededError, clientOf, endOf, fetchFor, tokenRequest, type Credentials, type ServerOptions, type Vault } from './vault.js'
 
 /** Milliseconds before its end at which a token is refreshed; less for one that lives shortly. */
 const EARLY = 60_000
@@ -13,6 +13,8 @@ interface InUse {
   credentials: Credentials
   options: ServerOptions
   until: number
+  /** Whether the SDK has been given what it refreshes with. */
+  given?: boolean
 }
 
 /** For jobs: gives the SDK the user's token, lets it refresh that, and never opens a browser. */
@@ -34,10 +36,10 @@ export class Provider {
 
   /** What the SDK asks for before each request, and once more when it refreshes. @throws NotConnectedError, ReconnectRequiredError */
   async tokens (): Promise<Tokens> {
-    if (this.#refresh === undefined) return await freshTokens(this.#vault, this.#userId, this.#server)
-    if (Date.now() < this.#refresh.until) return this.#refresh.credentials.tokens
-    this.#refresh = undefined
-    throw new Error(`Refreshing the connection to ${this.#server} took too long.`)
+    const refresh = this.#refresh
+    if (refresh === undefined || refresh.given === true) return await freshTokens(this.#vault, this.#userId, this.#server)
+    refresh.given = true
+    return refresh.credentials.tokens
   }
 
   /** What it asks for first once a server has refused a token. @throws as above */
@@ -49,7 +51,7 @@ export class Provider {
   /** And last before it refreshes: from here on, until it has, nobody else does. @throws as above */
   async clientInformation (): Promise<ClientInformation> {
     this.#refresh = await lockToUse(this.#vault, this.#userId, this.#server)
-    return configuredClient(this.#refresh.options) ?? this.#refresh.credentials.client
+    return clientOf(this.#refresh.options, this.#refresh.credentials.client)
   }
 
   async saveTokens (tokens: Tokens): Promise<void> {
@@ -58,9 +60,9 @@ export class Provider {
   }
 
   /** The server refuses the refresh token, or knows this app no more. */
-  async invalidateCredentials (): Promise<never> {
-    const { credentials, until } = this.#take()
-    return await this.#vault.lose(credentials, until)
+  async invalidateCredentials (scope: string): Promise<never> {
+    const { credentials, options, until } = this.#take()
+    return await refused(this.#vault, credentials, options, until, scope === 'tokens' ? 'invalid_grant' : 'invalid_client')
   }
 
   /** Asked for where a browser would be opened. */
@@ -68,7 +70,7 @@ export class Provider {
     const { credentials, options, until } = this.#take()
     // Without a refresh token the SDK comes here for a token that is refused, and for one that does not allow enough.
     if (credentials.tokens.refresh_token === undefined && await isRefused(credentials, options)) return await this.#vault.lose(credentials, until)
-    await this.#vault.store.unlock(this.#userId, this.#server, until)
+    await this.#vault.unlock(this.#userId, this.#server, until)
     throw new Error(`The connection to ${this.#server} cannot be refreshed at present, or does not allow what was asked of it.`)
   }
 
@@ -90,23 +92,43 @@ export class Provider {
 
 /** Tokens that are good for a while yet. Of any number of callers in any number of processes, one refreshes them. */
 async function freshTokens (vault: Vault, userId: string, server: string): Promise<Tokens> {
-  const { sdk } = await vault.open()
   const known = await vault.use(userId, server)
-  if (!isDue(known.credentials)) return known.credentials.tokens
+  const { credentials } = known
+  if (!isDue(credentials)) return credentials.tokens
+  try {
+    return await refresh(vault, known)
+  } catch (error) {
+    // This was ahead of time, so there may be some left to try again.
+    if (error instanceof UserNeededError || Date.now() >= endOf(credentials)!) throw error
+    return credentials.tokens
+  }
+}
+
+async function refresh (vault: Vault, { credentials: known, options }: { credentials: Credentials, options: ServerOptions }): Promise<Tokens> {
+  const { userId, server } = known
+  const { sdk } = await vault.open()
   // Before the lock, since it may take long: under it there is one request.
-  const request = await tokenRequest(sdk, known.options, known.credentials)
+  const request = await tokenRequest(sdk, options, known)
   const { credentials, until } = await lockToUse(vault, userId, server)
   try {
     const { tokens, discovery } = credentials
-    if (!isDue(credentials)) return tokens
+    if (!isDue(credentials) || credentials.connectedAt !== known.connectedAt) return tokens
     const refreshed = await sdk.refreshAuthorization(discovery.authorizationServerUrl, { ...request, refreshToken: tokens.refresh_token! })
     return await saveRefreshed(vault, credentials, { ...refreshed, ...(tokens.issuer !== undefined && { issuer: tokens.issuer }) }, until)
   } catch (error) {
-    if (FINAL.includes(refusalOf(error) ?? '')) await vault.lose(credentials, until)
+    const code = refusalOf(error)
+    if (code !== undefined && FINAL.includes(code)) await refused(vault, credentials, options, until, code)
     throw error
   } finally {
-    await vault.store.unlock(userId, server, until)
+    await vault.unlock(userId, server, until)
   }
+}
+
+/** After a refusal for good. @throws ReconnectRequiredError; or Error where it is the app that is wrong, and no user could help */
+async function refused (vault: Vault, credentials: Credentials, { client }: ServerOptions, until: number, code: string): Promise<never> {
+  if (code === 'invalid_grant' || client === undefined) return await vault.lose(credentials, until)
+  await vault.unlock(credentials.userId, credentials.server, until)
+  throw new Error(`${credentials.server} refuses this app: ${code}. Are the clientId and the clientSecret of its client right?`)
 }
 
 async function lockToUse (vault: Vault, userId: string, server: string): Promise<InUse> {
@@ -114,7 +136,7 @@ async function lockToUse (vault: Vault, userId: string, server: string): Promise
   try {
     return { ...await vault.use(userId, server), until }
   } catch (error) {
-    await vault.store.unlock(userId, server, until)
+    await vault.unlock(userId, server, until)
     throw error
   }
 }

@@ -40,6 +40,8 @@ export type ServerMetadata = {
   token_endpoint: string
   response_types_supported: string[]
   revocation_endpoint?: string | undefined
+  revocation_endpoint_auth_methods_supported?: string[] | undefined
+  token_endpoint_auth_methods_supported?: string[] | undefined
   authorization_response_iss_parameter_supported?: boolean | undefined
 }
 
@@ -76,6 +78,7 @@ export interface Sdk {
   auth: (provider: Partial<ClientProvider>, options: { serverUrl: string, scope: string | undefined, fetchFn: Fetch }) => Promise<unknown>
   discoverAuthorizationServerMetadata: (url: string, options: { fetchFn: Fetch }) => Promise<ServerMetadata | undefined>
   exchangeAuthorization: (url: string, options: TokenRequest & { authorizationCode: string, codeVerifier: string, redirectUri: string, iss: string | undefined }) => Promise<Tokens>
+  selectClientAuthMethod: (client: ClientInformation, supported: string[]) => string
   refreshAuthorization: (url: string, options: TokenRequest & { refreshToken: string }) => Promise<Tokens>
 }
 

@@ -97,8 +97,8 @@ export class ReconnectRequiredError extends UserNeededError {
   }
 }
 
-/** Milliseconds that whoever changes a row has for it: more than a request and its answer may take. */
-const LEASE = 30_000
+/** Milliseconds that whoever changes a row has for it: more than a request takes that is made here. */
+const LEASE = 15_000
 /** Milliseconds for each request that is made here. */
 const TIMEOUT = 10_000
 /** Bytes of an answer. */
@@ -184,7 +184,7 @@ export class Vault {
     const sealed = await sealer.seal({ ...credentials, expiresAt: Number.MAX_SAFE_INTEGER })
     for (;;) {
       try {
-        if (await this.store.save(userId, server, sealed, until)) return
+        if (await this.store.save(userId, server, sealed, until) || await this.store.find(userId, server) === sealed) return
         throw new Error(`The connection to ${server} was changed meanwhile.`)
       } catch (error) {
         // A server may have given these tokens only once, so a database that is away for a moment must not lose them.
@@ -192,6 +192,13 @@ export class Vault {
         await setTimeout(500)
       }
     }
+  }
+
+  /** Without this it would end by itself, so that it fails is no failure of what was done. */
+  async unlock (userId: string, server: string, until: number): Promise<void> {
+    try {
+      await this.store.unlock(userId, server, until)
+    } catch {}
   }
 
   /** @throws ReconnectRequiredError, which is all that is left to do */
@@ -216,8 +223,8 @@ export function fetchFor ({ url: own, userSupplied = false }: Pick<ServerOptions
     const isPost = init?.method === 'POST'
     const response = await fetchBounded(url, {
       ...init,
-      // What is posted here is secret, and for this address alone.
-      redirect: isPost ? 'error' : 'follow'
+      // What is posted here is secret, and for this address alone. Others the SDK follows by itself, through here and no further than to the same origin.
+      redirect: isPost ? 'error' : 'manual'
     }, { timeout: TIMEOUT, maxLength: MAX_ANSWER, ...(userSupplied && { fetch: fetchPublic }) })
     if (!isPost || response.ok) return response
     // Servers may repeat what they were sent, and the SDK may log that.
@@ -231,10 +238,15 @@ export async function tokenRequest (sdk: Sdk, options: ServerOptions, { discover
   const fetchFn = fetchFor(options)
   const metadata: ServerMetadata | undefined = await sdk.discoverAuthorizationServerMetadata(discovery.authorizationServerUrl, { fetchFn })
   if (metadata?.issuer !== discovery.issuer) throw new Error(`${discovery.authorizationServerUrl} cannot be asked at present.`)
-  return { metadata, clientInformation: configuredClient(options) ?? client, resource: discovery.resourceMetadata?.resource, fetchFn }
+  return { metadata, clientInformation: clientOf(options, client), resource: discovery.resourceMetadata?.resource, fetchFn }
 }
 
-/** Read anew each time, since secrets change. */
+/** As which the app is known there. A secret that was configured is read anew each time, since it may have changed. */
+export function clientOf (options: ServerOptions, client: ClientInformation): ClientInformation {
+  const now = configuredClient(options)
+  return now !== undefined && now.client_id === client.client_id && now.issuer === client.issuer ? now : client
+}
+
 export function configuredClient ({ client }: ServerOptions): ClientInformation | undefined {
   return client && { issuer: client.issuer, client_id: client.clientId, ...(client.clientSecret !== undefined && { client_secret: client.clientSecret }) }
 }

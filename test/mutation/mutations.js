@@ -1507,7 +1507,7 @@ export default [
     ['vault.ts', ' || credentials.url !== options.url', '', 'pages: a server whose address has changed', 'tokens are for the address that they were given for'],
     ['vault.ts', 'return Object.hasOwn(servers, server) ? servers[server] : undefined', 'return servers[server]', 'pages: each user has the servers', 'only what the app has named is a server'],
     ['vault.ts', '(userSupplied && { fetch: fetchPublic })', '(false && { fetch: fetchPublic })', 'fence: nor is anything asked without TLS', 'what users typed in is asked behind the fence'],
-    ['vault.ts', "redirect: isPost ? 'error' : 'follow'", "redirect: 'follow'", 'pages: what is posted follows no redirect', 'secrets go to the address that was named'],
+    ['vault.ts', "redirect: isPost ? 'error' : 'manual'", "redirect: 'follow'", 'pages: what is posted follows no redirect', 'secrets go to the address that was named'],
     ['vault.ts', "(protocol === 'http:' && !own.startsWith('http:'))", 'false', 'fence: a server that is on https', 'a server leads nobody into this computer'],
     ['vault.ts', '/[@#]/.test(url)', '/[#]/.test(url)', 'pages: options are checked', 'no password is in an address'],
     ['provider.ts', 'const until = await vault.lock(userId, server)\n  try {', 'const until = Date.now() + 30_000\n  try {', 'jobs: eight workers', 'one refreshes at a time'],
