@@ -9,7 +9,7 @@ import { SDKS } from './sdk.js'
 t.test('alice and bob connect their notes, and the worker reads them for each', async (t) => {
   const [notes, digest] = [`http://localhost:${await freePort()}`, `http://127.0.0.1:${await freePort()}`]
   const example = await startExample(t, {
-    program: 'connections/main.js', port: Number(new URL(digest).port), host: '127.0.0.1', ready: '/login', prints: 'Notes come from', env: { NOTES: notes, DIGEST: digest }
+    program: 'connections/main.js', port: Number(new URL(digest).port), host: '127.0.0.1', ready: '/login', prints: 'let it add some', env: { NOTES: notes, DIGEST: digest }
   })
 
   for (const user of ['alice', 'bob']) {

@@ -42,7 +42,7 @@ for (const address of ['127.0.0.1', '10.0.0.1', '169.254.169.254', '192.168.1.1'
     t.test(`${whose} is at ${address}: nothing is asked there`, async (t) => {
       const { network, local, begin } = await typedIn(t)
       network.names.set(name, [[address]])
-      t.match(await begin(), { status: 503, html: /cannot be asked at present/ })
+      t.match(await begin(), { status: 503, html: /cannot be connected at present/ })
       t.strictSame(network.connections.filter((connected) => connected !== PUBLIC), [])
       t.equal(local.rows(), 0)
     })

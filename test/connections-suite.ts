@@ -203,7 +203,7 @@ export function mixUp (t: Test): void {
     liar.post('/register', async (request, reply) => await reply.code(201).send({ ...request.body as object, client_id: 'x' }))
     await liar.listen({ port: Number(new URL(origin).port), host: 'localhost' })
     const local = await startLocal(t, { notes: { url: `${origin}/mcp` } })
-    t.match(await local.press('alice', { connect: 'notes' }), { status: 503, html: /cannot be asked at present/ })
+    t.match(await local.press('alice', { connect: 'notes' }), { status: 503, html: /cannot be connected at present/ })
     issuer = origin
     t.equal((await local.press('alice', { connect: 'notes' })).status, 303, 'which is all that was wrong')
   })
@@ -322,6 +322,24 @@ export function pages (t: Test): void {
     t.equal(await without.isConnected('alice', 'notes'), false)
     await job(sdk, rotated, remote.url, 'alice', 'list_notes')
     t.equal(await without.isConnected('alice', 'notes'), true, 'refreshed, it needs the older key no more')
+  })
+
+  t.test('what the app has configured wrong is not blamed on its user, and the log says what it is', async (t) => {
+    const remote = await startRemote(t)
+    for (const [server, detail] of [
+      [{ url: remote.url, scopes: ['elsewhere'] }, /invalid_scope/],
+      [{ url: remote.url.replace('/mcp', '/nope') }, /does not match expected/],
+      [{ url: remote.url.replace('localhost', '127.0.0.1') }, /does not match expected/]
+    ] as const) {
+      const local = await startLocal(t, { notes: server })
+      let answer = await local.press('alice', { connect: 'notes' })
+      if (answer.status === 303) answer = await local.visit(answer.location, 'alice').then(async ({ location }) => await local.visit(location, 'alice'))
+      t.match(answer, { status: 503, html: /cannot be connected at present/ }, server.url)
+      const refusals = local.lines.filter((line) => line.includes('connection_unreachable'))
+      t.equal(refusals.length, 1)
+      t.match(refusals[0], detail)
+      t.match(JSON.parse(refusals[0]!), { level: 50 })
+    }
   })
 
   t.test('a server whose address has changed has to be connected anew', async (t) => {
@@ -463,6 +481,8 @@ export function pages (t: Test): void {
     ] as const) {
       t.throws(() => createConnections(options as never), { code: 'FST_MCP_OAUTH_INVALID_OPTION', message })
     }
+    const connections = createConnections({ keys: [KEY], store, servers })
+    t.throws(() => connections.provider('alice', 'nots'), { message: /Option server: expected one of notes, got nots/ })
     for (const [changes, message] of [
       [{ baseUrl: 'https://digest.example/app' }, /Option baseUrl: expected an address without a path/],
       [{ path: '/x/' }, /Option path/],

@@ -44,6 +44,7 @@ app.get('/', async (request, reply) => {
 <main>
   <h1>Your digest</h1>
   <pre>${escapeHtml(digest)}</pre>
+  ${request.url === '/?asked' ? '<p role="status">A new one is being made. Reload this page in a moment.</p>' : ''}
   <form method="post" action="/digest"><button>Make a new one</button></form>
   <p><a href="/my/connections?return_to=/">Connections</a></p>
 </main>
@@ -54,7 +55,7 @@ app.post('/digest', async (request, reply) => {
   const user = signedInUser(request)
   if (user === null) return reply.redirect('/login', 303)
   await queue.send('digest', { userId: user.id })
-  return reply.redirect('/', 303)
+  return reply.redirect('/?asked', 303)
 })
 
 await app.listen({ port: Number(new URL(DIGEST).port) })

@@ -2,15 +2,20 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
+import { openQueue } from './queue.js'
 import { DATA_DIR, DIGEST, NOTES, connectionOptions } from './settings.js'
-
-// Makes the key that the app and its worker share, before either of them starts.
-connectionOptions()
 
 // The queue's database: yours, or for a try the one that comes with the tests, empty each time.
 const { startServer } = await import('../../test/scripts/postgres-server.js')
 const own = process.env.DATABASE_URL === undefined ? await startServer() : undefined
-const env = { ...process.env, NOTES, DIGEST, DATA_DIR, DATABASE_URL: process.env.DATABASE_URL ?? own?.url }
+const DATABASE_URL = String(process.env.DATABASE_URL ?? own?.url)
+const env = { ...process.env, NOTES, DIGEST, DATA_DIR, DATABASE_URL }
+
+// What the app and its worker share is made before either of them starts.
+connectionOptions()
+const queue = await openQueue(DATABASE_URL)
+await queue.createQueue('digest')
+await queue.stop()
 
 /**
  * @param {string} file
@@ -22,6 +27,8 @@ const programs = [
   run('digest.js'),
   run('worker.js')
 ]
+for (const program of programs) program.once('exit', () => stop(1))
+for (const signal of ['SIGTERM', 'SIGINT']) process.on(signal, () => stop(0))
 for (const address of [NOTES, DIGEST]) {
   while (!await fetch(address).then(() => true, () => false)) await new Promise((resolve) => setTimeout(resolve, 100))
 }
@@ -30,17 +37,16 @@ console.log(`
 Demo Digest is running at ${DIGEST}, and Demo Notes, which it reads from, at ${NOTES}.
 Sign in to Demo Digest as alice or bob, connect Demo Notes there, and make a digest.
 
-Each app has its own sign-in. Notes come from an MCP client (${NOTES}/mcp).
+Each app has its own sign-in. To have notes in it, connect an MCP client to ${NOTES}/mcp and let it add some.
 `)
 
-for (const signal of ['SIGTERM', 'SIGINT']) {
-  process.on(signal, async () => {
-    setTimeout(() => process.exit(1), 5000).unref()
-    await Promise.all(programs.map(async (program) => {
-      program.kill('SIGTERM')
-      if (program.exitCode === null && program.signalCode === null) await once(program, 'exit')
-    }))
-    await own?.remove()
-    process.exit(0)
-  })
+/** @param {number} code */
+async function stop (code) {
+  setTimeout(() => process.exit(1), 5000).unref()
+  await Promise.all(programs.map(async (program) => {
+    program.removeAllListeners('exit').kill('SIGTERM')
+    if (program.exitCode === null && program.signalCode === null) await once(program, 'exit')
+  }))
+  await own?.remove()
+  process.exit(code)
 }

@@ -2,10 +2,9 @@
 import PgBoss from 'pg-boss'
 
 /** The job queue, in PostgreSQL. */
-export async function openQueue () {
-  const queue = new PgBoss(String(process.env.DATABASE_URL))
+export async function openQueue (url = String(process.env.DATABASE_URL)) {
+  const queue = new PgBoss(url)
   queue.on('error', (error) => console.error(error))
   await queue.start()
-  await queue.createQueue('digest')
   return queue
 }

@@ -59,7 +59,8 @@ export async function beginConnection (vault: Vault, self: Self, states: Sealer<
       }
     }, { serverUrl: options.url, scope: options.scopes?.join(' '), fetchFn: fetchFor(options) })
   } catch (error) {
-    throw refused(error)
+    // Nothing secret was sent yet, so what it says may be logged.
+    throw refused(error, (error as Error).message)
   }
   if (location === undefined || !isSafeUrl(location)) throw unreachable('its authorization endpoint is not https')
   return location.href
@@ -129,14 +130,15 @@ function codeVerifierOf ({ keys }: Vault, nonce: string): string {
 }
 
 /** Not with its cause, for the log: servers repeat what they were sent, which is secret. */
-function refused (error: unknown): OAuthError {
+function refused (error: unknown, message = ''): OAuthError {
   if (error instanceof OAuthError) return error
   const code = refusalOf(error)
-  if (code !== undefined) return new OAuthError('access_denied', 'That server did not allow the connection.', { reason: 'connection_refused', detail: code })
+  // Any other code says that this app, as it is configured, cannot be connected, which no user can help.
+  if (code === 'access_denied' || code === 'invalid_grant') return new OAuthError('access_denied', 'That server did not allow the connection.', { reason: 'connection_refused', detail: code })
   const { name = '', cause } = error as { name?: string, cause?: { code?: string } }
-  return unreachable(`${name} ${cause?.code ?? ''}`)
+  return unreachable([name, code, cause?.code, message].filter(Boolean).join(' '))
 }
 
 function unreachable (detail: string): OAuthError {
-  return new OAuthError('temporarily_unavailable', 'That server cannot be asked at present.', { reason: 'connection_unreachable', detail: detail.replace(/[^ -~]/g, '').slice(0, 100) })
+  return new OAuthError('temporarily_unavailable', 'That server cannot be connected at present.', { reason: 'connection_unreachable', detail: detail.replace(/[^ -~]+/g, ' ').slice(0, 300) })
 }

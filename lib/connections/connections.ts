@@ -46,7 +46,10 @@ export function createConnections (options: ConnectionsOptions): Connections {
 
 export function connectionsIn (vault: Vault): Connections {
   return {
-    provider: (userId, server) => new Provider(vault, userId, server),
+    provider (userId, server) {
+      vault.expectServer(server)
+      return new Provider(vault, userId, server)
+    },
     async isConnected (userId, server) {
       try {
         await vault.use(userId, server)

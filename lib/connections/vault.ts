@@ -143,6 +143,12 @@ export class Vault {
     return typeof servers === 'function' ? parseServers(await servers(userId)) : servers
   }
 
+  /** Whoever works with names that are all known writes them right. @throws FST_MCP_OAUTH_INVALID_OPTION */
+  expectServer (server: string): void {
+    const { servers } = this.#options
+    if (typeof servers !== 'function') expect(Object.hasOwn(servers, server), 'server', `one of ${Object.keys(servers).join(', ')}`, server)
+  }
+
   async server (userId: string, server: string): Promise<ServerOptions | undefined> {
     const servers = await this.servers(userId)
     return Object.hasOwn(servers, server) ? servers[server] : undefined
