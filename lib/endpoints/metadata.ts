@@ -89,12 +89,12 @@ function resourceMetadata (resource: Resource, issuer: string): object {
 }
 
 function prepared (document: object) {
-  const body = Buffer.from(JSON.stringify(document))
+  const body = JSON.stringify(document)
   const etag = `"${hash('sha256', body, 'base64url').slice(0, 22)}"`
-  return async function (request: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
+  return function (request: FastifyRequest, reply: FastifyReply): void {
     reply.header('cache-control', 'public, max-age=3600').header('etag', etag)
-    if (request.headers['if-none-match'] === etag) return reply.code(304).send()
-    return reply.header('content-type', 'application/json; charset=utf-8').send(body)
+    if (request.headers['if-none-match'] === etag) reply.code(304).send()
+    else reply.header('content-type', 'application/json; charset=utf-8').send(body)
   }
 }
 

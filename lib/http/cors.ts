@@ -11,7 +11,10 @@ const MAX_AGE = 3600
 
 /** For this scope's routes, with preflights at the given paths below its prefix. */
 export function allowAnyOrigin (app: FastifyInstance, preflights: readonly string[] = ['']): void {
-  app.addHook('onRequest', async (_request, reply) => { allowAnyOriginOnReply(reply) })
+  app.addHook('onRequest', (_request, reply, done) => {
+    allowAnyOriginOnReply(reply)
+    done()
+  })
   for (const path of preflights) app.options(path, async (_request, reply) => sendPreflight(reply))
 }
 

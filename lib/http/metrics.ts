@@ -16,11 +16,13 @@ export interface Measurement {
  */
 export const measurements = channel('fastify-mcp-oauth:request')
 
-/** Measures every answer of the routes in this scope. */
+/** Measures every answer of the routes in this scope. Not by an `onResponse` hook, for which Fastify prepares each request. */
 export function measureRoutes (app: FastifyInstance, endpoint: Measurement['endpoint']): void {
-  app.addHook('onResponse', (_request, reply, done) => {
-    // `elapsedTime` reads the clock, so not before.
-    if (measurements.hasSubscribers) measurements.publish({ endpoint, statusCode: reply.statusCode, duration: reply.elapsedTime } satisfies Measurement)
+  app.addHook('onRequest', (_request, reply, done) => {
+    if (measurements.hasSubscribers) {
+      const startedAt = performance.now()
+      reply.raw.once('finish', () => measurements.publish({ endpoint, statusCode: reply.statusCode, duration: performance.now() - startedAt } satisfies Measurement))
+    }
     done()
   })
 }
