@@ -67,7 +67,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
       await local.edit('alice', 'notes', expired)
-      const processes = sdk === SDKS[0] && without === undefined ? 8 : 1
+      const processes = sdk === SDKS[0] && without === undefined ? 4 : 1
       const outcomes = await Promise.all(Array.from({ length: 8 }, async (_, index) => index < processes
         ? await worker(sdk, { without, url: remote.url, user: 'alice', store: { sqlite: local.path } })
         : await job(sdk, local.connections, remote.url, 'alice', 'list_notes')))
