@@ -3,8 +3,8 @@ import { createServer } from 'node:net'
 import process from 'node:process'
 
 // Below what systems hand out by themselves, to connections and to servers that do not care: a port of those may be gone
-// before it is used, and while a server that comes back to it is down.
-const [FIRST, LAST] = [10_000, 32_000]
+// before it is used, and while a server that comes back to it is down. And above 10080, which fetch() refuses to ask.
+const [FIRST, LAST] = [10_100, 32_000]
 const BLOCK = 50
 
 let block = FIRST + process.pid * 7 * BLOCK % (LAST - FIRST)
