@@ -1,7 +1,7 @@
 import neostandard from 'neostandard'
 
 // Imports run one way, lowest first. A folder may import from what stands before it, never from what stands after.
-const ORDER = ['protocol', 'expect', 'store', 'clients', 'events', 'options', 'grants', 'http', 'endpoints', 'fastify', 'plugin', 'remote', 'connections', 'index', 'testing', 'cli']
+const ORDER = ['protocol', 'expect', 'limit', 'store', 'clients', 'events', 'options', 'grants', 'http', 'endpoints', 'fastify', 'plugin', 'remote', 'connections', 'index', 'testing', 'cli']
 
 export default [
   ...neostandard({ ts: true, ignores: ['dist', '.tap', '**/node_modules', 'test/*.js', 'test/store/*.js'] }),

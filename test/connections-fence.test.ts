@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
 import { fetchPublic } from '../dist/connections/index.js'
-import { fetchFor } from '../dist/connections/vault.js'
+import { fetchFor } from '../dist/connections/servers.js'
 import { startLocal, startRemote, type Local } from './connections.js'
 import { Network, PUBLIC } from './network.js'
 

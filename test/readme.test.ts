@@ -287,7 +287,7 @@ t.test('the README and its pages name every option, column, command, event and f
 
   const connections = source('lib/connections/plugin.ts').match(/expectNames\(options, '', \[([^\]]*)\]/)![1]!.match(/\w+/g)!
   t.strictSame(table('In your app').map(([name]) => name!.replaceAll('`', '')).sort(), [...connections].sort())
-  const servers = source('lib/connections/vault.ts').match(/expectNames\(server, `\$\{at\}\.`, \[([^\]]*)\]/)![1]!.match(/\w+/g)!
+  const servers = source('lib/connections/servers.ts').match(/expectNames\(server, `\$\{at\}\.`, \[([^\]]*)\]/)![1]!.match(/\w+/g)!
   t.strictSame(table('A server').map(([name]) => name!.replaceAll('`', '')).sort(), [...servers].sort())
   const methods = source('lib/connections/connections.ts').split('export interface Connections {')[1]!.split('\n}')[0]!.matchAll(/^ {2}(\w+): \(/gm)
   t.strictSame(table('app.connections').map(([name]) => name!.match(/\w+/)![0]), [...methods].map(([, name]) => name))

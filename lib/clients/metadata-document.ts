@@ -4,6 +4,7 @@ import { LRUCache } from 'lru-cache'
 import { Agent as HttpAgent } from 'node:http'
 import type { Agent } from 'node:https'
 import { expect, expectNames } from '../expect.js'
+import { Limit } from '../limit.js'
 import type { RegistrationPolicy } from '../protocol/client-metadata.js'
 import { OAuthError, type Reason } from '../protocol/errors.js'
 import { isObject, isStrings } from '../protocol/json.js'
@@ -65,7 +66,7 @@ export function parseClientIdMetadata (clientIdMetadata: unknown = true): Client
  * @throws OAuthError `invalid_client`, `unauthorized_client`, or `temporarily_unavailable` where the host cannot be asked
  */
 export function metadataClients ({ allowHosts, agent, ...policy }: ClientIdMetadata & RegistrationPolicy): ClientSource {
-  const asked = new LRUCache<string, number>({ max: 10_000, ttl: 60 * 1000 })
+  const asked = new Limit(60 * 1000)
   const keysElsewhere = new WeakSet<Client>()
   // Of any number that want the same document at once, one asks.
   const known = new LRUCache<string, Client | OAuthError>({
@@ -88,9 +89,7 @@ export function metadataClients ({ allowHosts, agent, ...policy }: ClientIdMetad
   })
 
   function count (key: string, max: number): void {
-    const times = (asked.get(key) ?? 0) + 1
-    if (times > max) throw new OAuthError('temporarily_unavailable', 'Too many apps were looked up.', { reason: 'client_lookups_limited', statusCode: 429, detail: key })
-    asked.set(key, times, { noUpdateTTL: true })
+    if (!asked.allows(key, max)) throw new OAuthError('temporarily_unavailable', 'Too many apps were looked up.', { reason: 'client_lookups_limited', statusCode: 429, detail: key })
   }
 
   /** Each kind is counted by itself: any document may name any host as that of its keys, and must not use up what is for others. */

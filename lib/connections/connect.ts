@@ -6,7 +6,8 @@ import { createGrantId, deriveKey } from '../protocol/secret.js'
 import type { Expiring, Sealer } from '../protocol/sealed.js'
 import { scopesOf } from './provider.js'
 import { refusalOf, type ClientInformation, type ClientMetadata, type DiscoveryState } from './sdk.js'
-import { configuredClient, fetchFor, tokenRequest, type Discovery, type ServerOptions, type Vault } from './vault.js'
+import { configuredClient, fetchFor, tokenRequest, type Discovery, type ServerOptions } from './servers.js'
+import type { Vault } from './vault.js'
 
 /** What goes to the authorization server and comes back, sealed, as `state`: all that the callback has to know. */
 export interface PendingConnection extends Expiring {

@@ -1,7 +1,8 @@
 import { expectNames } from '../expect.js'
 import { isIdentifier } from '../protocol/secret.js'
 import { Provider } from './provider.js'
-import { UserNeededError, Vault, endOf, isOver, tokenRequest, type ConnectionsOptions, type Credentials } from './vault.js'
+import { tokenRequest } from './servers.js'
+import { UserNeededError, Vault, endOf, isOver, type ConnectionsOptions, type Credentials } from './vault.js'
 
 /** A connection, or that there is none, as its user sees it. Times are epoch milliseconds. */
 export interface Connection {

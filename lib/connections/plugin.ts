@@ -1,11 +1,11 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import { LRUCache } from 'lru-cache'
 import { expect, expectNames, expectNoPrefix, expectUrl, isPath } from '../expect.js'
 import { sendJson } from '../http/errors.js'
 import { addPages, pageErrorHandler, seeOther, sendPage } from '../http/pages.js'
 import { acceptForms, formParameters, queryParameters, queryString } from '../http/parameters-from-request.js'
 import { sendToLogin, signedInUser } from '../http/session.js'
+import { Limit } from '../limit.js'
 import { parseSignIn, parseViews, type McpOAuthOptions } from '../options.js'
 import { OAuthError } from '../protocol/errors.js'
 import { createSealer } from '../protocol/sealed.js'
@@ -53,7 +53,7 @@ async function mcpConnections (app: FastifyInstance, options: McpConnectionsOpti
 
   const states = await createSealer<PendingConnection>(vault.keys, 'connection state')
   const tickets = await createSealer<Ticket>(vault.keys, 'connections page')
-  const counted = LIMITS.map(([max, ttl]) => ({ max, times: new LRUCache<string, number>({ max: 10_000, ttl }) }))
+  const limits = LIMITS.map(([max, milliseconds]) => ({ max, limit: new Limit(milliseconds) }))
 
   await app.register(async function mcpConnectionsEndpoints (scope) {
     await acceptForms(scope)
@@ -120,11 +120,8 @@ async function mcpConnections (app: FastifyInstance, options: McpConnectionsOpti
   }
 
   function count (what: string): void {
-    for (const { max, times } of counted) {
-      const before = times.get(what) ?? 0
-      if (before >= max) throw new OAuthError('temporarily_unavailable', 'Too many connections were begun.', { reason: 'connection_limited', statusCode: 429 })
-      times.set(what, before + 1, { noUpdateTTL: true })
-    }
+    if (limits.every(({ max, limit }) => limit.allows(what, max))) return
+    throw new OAuthError('temporarily_unavailable', 'Too many connections were begun.', { reason: 'connection_limited', statusCode: 429 })
   }
 }
 

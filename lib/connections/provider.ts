@@ -1,6 +1,7 @@
 import { parseScope } from '../protocol/scope.js'
 import { refusalOf, type ClientInformation, type ClientMetadata, type DiscoveryState, type Tokens } from './sdk.js'
-import { UserNeededError, clientOf, endOf, fetchFor, tokenRequest, type Credentials, type ServerOptions, type Vault } from './vault.js'
+import { clientOf, fetchFor, tokenRequest, type ServerOptions } from './servers.js'
+import { UserNeededError, endOf, type Credentials, type Vault } from './vault.js'
 
 /** Milliseconds before its end at which a token is refreshed; less for one that lives shortly. */
 const EARLY = 60_000

@@ -1,30 +1,11 @@
 import { setTimeout } from 'node:timers/promises'
-import { fetchBounded, type Fetch } from '../clients/bounded-fetch.js'
-import { fetchPublic } from '../clients/public-https.js'
-import { expect, expectFunctions, expectNames, isSafeUrl } from '../expect.js'
+import { expect, expectFunctions } from '../expect.js'
 import { parseKeys } from '../options.js'
-import { isObject, isStrings } from '../protocol/json.js'
 import { createSealer, type Expiring, type Sealer } from '../protocol/sealed.js'
 import { StoreUnavailableError } from '../store/store.js'
-import { loadSdk, refusalOf, type ClientInformation, type DiscoveryState, type Sdk, type ServerMetadata, type TokenRequest, type Tokens } from './sdk.js'
+import { loadSdk, type ClientInformation, type Sdk, type Tokens } from './sdk.js'
+import { parseServers, type Discovery, type ServerOptions, type Servers } from './servers.js'
 import type { ConnectionStore } from './store.js'
-
-/** A remote MCP server. */
-export interface ServerOptions {
-  /** https; http only on loopback. */
-  url: string
-  /** What users see. Default its host. */
-  name?: string
-  /** What to ask for. Default what the server says. */
-  scopes?: readonly string[]
-  /** Where this app is registered by hand: with the authorization server `issuer`, and with no other. */
-  client?: { issuer: string, clientId: string, clientSecret?: string }
-  /** The address came from a user: only public hosts are asked, whatever it names. Default false. */
-  userSupplied?: boolean
-}
-
-/** By the names under which connections are stored: letters, digits, `-` and `_`. */
-export type Servers = Readonly<Record<string, ServerOptions>>
 
 export interface ConnectionsOptions {
   /** As for the other plugin: at least 32 bytes each, in hexadecimal or base64url. The first seals, all of them open. */
@@ -63,13 +44,6 @@ export interface Credentials {
   refreshedAt: number | null
 }
 
-/** What is kept of a discovery. The rest may change, and is asked for again. */
-export type Discovery = Pick<DiscoveryState, 'authorizationServerUrl' | 'resourceMetadata'> & {
-  issuer?: string
-  /** Whether answers name their issuer. RFC 9207 §3. */
-  issRequired?: boolean
-}
-
 /** What only the user can end, in the browser. */
 export abstract class UserNeededError extends Error {
   readonly userId: string
@@ -97,16 +71,12 @@ export class ReconnectRequiredError extends UserNeededError {
   }
 }
 
-/** Milliseconds that whoever changes a row has for it: more than a request takes that is made here. */
+/** Milliseconds that whoever changes a row has for it: more than a request to a server may take. */
 const LEASE = 15_000
-/** Milliseconds for each request that is made here. */
-const TIMEOUT = 10_000
-/** Bytes of an answer. */
-const MAX_ANSWER = 256 * 1024
 /** Characters: an access token may be a JWT with all that a company knows of somebody. */
 const MAX_SEALED = 64 * 1024
 
-/** Sealed rows, their locks, and the servers that they are for. */
+/** Sealed rows and their locks. */
 export class Vault {
   readonly keys: readonly Uint8Array[]
   readonly store: ConnectionStore
@@ -220,43 +190,6 @@ export class Vault {
   }
 }
 
-/** What asks the server, and whoever it names: never longer than it should, and only where it may. */
-export function fetchFor ({ url: own, userSupplied = false }: Pick<ServerOptions, 'url' | 'userSupplied'>): Fetch {
-  return async (url, init) => {
-    const { protocol } = new URL(url)
-    // In the open, and into this computer, only where the server itself is there.
-    if (!isSafeUrl(new URL(url)) || (protocol === 'http:' && !own.startsWith('http:'))) throw new Error(`${String(url)} is not https`)
-    const isPost = init?.method === 'POST'
-    const response = await fetchBounded(url, {
-      ...init,
-      // What is posted here is secret, and for this address alone. Others the SDK follows by itself, through here and no further than to the same origin.
-      redirect: isPost ? 'error' : 'manual'
-    }, { timeout: TIMEOUT, maxLength: MAX_ANSWER, ...(userSupplied && { fetch: fetchPublic }) })
-    if (!isPost || response.ok) return response
-    // Servers may repeat what they were sent, and the SDK may log that.
-    const { error } = await response.json().catch(() => ({})) as { error?: unknown }
-    return Response.json({ error: refusalOf({ code: error }) ?? 'server_error' }, { status: response.status })
-  }
-}
-
-/** With what a token is asked for. @throws Error where the authorization server cannot be asked, or is another now */
-export async function tokenRequest (sdk: Sdk, options: ServerOptions, { discovery, client }: Pick<Credentials, 'discovery' | 'client'>): Promise<TokenRequest> {
-  const fetchFn = fetchFor(options)
-  const metadata: ServerMetadata | undefined = await sdk.discoverAuthorizationServerMetadata(discovery.authorizationServerUrl, { fetchFn })
-  if (metadata?.issuer !== discovery.issuer) throw new Error(`${discovery.authorizationServerUrl} cannot be asked at present.`)
-  return { metadata, clientInformation: clientOf(options, client), resource: discovery.resourceMetadata?.resource, fetchFn }
-}
-
-/** As which the app is known there. A secret that was configured is read anew each time, since it may have changed. */
-export function clientOf (options: ServerOptions, client: ClientInformation): ClientInformation {
-  const now = configuredClient(options)
-  return now !== undefined && now.client_id === client.client_id && now.issuer === client.issuer ? now : client
-}
-
-export function configuredClient ({ client }: ServerOptions): ClientInformation | undefined {
-  return client && { issuer: client.issuer, client_id: client.clientId, ...(client.clientSecret !== undefined && { client_secret: client.clientSecret }) }
-}
-
 /** When the access token ends; null where the server does not say, or says what cannot be. Epoch milliseconds. */
 export function endOf ({ tokens: { expires_in: seconds }, connectedAt, refreshedAt }: Credentials): number | null {
   return seconds !== undefined && seconds > 0 && seconds < 1e10 ? (refreshedAt ?? connectedAt) + seconds * 1000 : null
@@ -265,21 +198,4 @@ export function endOf ({ tokens: { expires_in: seconds }, connectedAt, refreshed
 /** Whether nothing but its user can help. */
 export function isOver (credentials: Credentials): boolean {
   return credentials.lost || (credentials.tokens.refresh_token === undefined && Date.now() >= (endOf(credentials) ?? Infinity))
-}
-
-/** @throws FST_MCP_OAUTH_INVALID_OPTION */
-function parseServers (servers: unknown): Servers {
-  expect(isObject(servers), 'servers', "an object such as { github: { url: 'https://mcp.github.example/mcp' } }, or a function (userId) => servers", servers)
-  for (const [name, server] of Object.entries(servers)) {
-    const at = `servers.${name}`
-    expect(/^[\w-]{1,64}$/.test(name), at, 'a name of at most 64 letters, digits, - and _', name)
-    expect(isObject(server), at, 'an object { url, name, scopes, client, userSupplied }', server)
-    expectNames(server, `${at}.`, ['url', 'name', 'scopes', 'client', 'userSupplied'])
-    const { url, scopes, client } = server
-    expect(typeof url === 'string' && URL.canParse(url) && isSafeUrl(new URL(url)) && !/[@#]/.test(url), `${at}.url`, 'an https URL without user or fragment; http only on loopback', url)
-    expect(scopes === undefined || isStrings(scopes), `${at}.scopes`, 'a list of scopes', scopes)
-    // What was given may be a secret, so only its form is told.
-    expect(client === undefined || (isObject(client) && typeof client.issuer === 'string' && typeof client.clientId === 'string'), `${at}.client`, '{ issuer, clientId, clientSecret }', typeof client)
-  }
-  return servers as Servers
 }

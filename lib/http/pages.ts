@@ -72,6 +72,7 @@ export function seeOther (reply: FastifyReply, location: string): FastifyReply {
   return keepPrivate(reply).redirect(location, 303)
 }
 
+/** Back to the client, with an answer to its authorization request. RFC 6749 §4.1.2. */
 export function redirectToClient (reply: FastifyReply, redirectUri: string, parameters: Record<string, string | undefined>): FastifyReply {
   return seeOther(reply, authorizationResponse(redirectUri, parameters))
 }
