@@ -271,11 +271,11 @@ t.test('the types of the package hold in a strict project, its libraries checked
     // @ts-expect-error an event that does not exist
     export const missed: McpOAuthOptions = { ...options, onEvent: ({ type }) => type === 'token.stolen' }
   `)
-  const tsc = (...files: string[]) => command(project, process.execPath, [
-    join(REPOSITORY, 'node_modules', 'typescript', 'bin', 'tsc'),
+  const compile = (compiler: string, ...files: string[]) => command(project, process.execPath, [
+    join(REPOSITORY, 'node_modules', compiler, 'bin', 'tsc'),
     '--noEmit', '--strict', '--module', 'nodenext', '--target', 'es2022', '--skipLibCheck', 'false', '--types', 'node', ...files
   ])
-  t.equal(await tsc('app.ts'), '')
+  t.equal(await compile('typescript', 'app.ts'), '')
   write('remote.ts', `
     import Fastify from 'fastify'
     import type { AuditEvent, Grant } from 'fastify-mcp-oauth'
@@ -334,7 +334,7 @@ t.test('the types of the package hold in a strict project, its libraries checked
     // @ts-expect-error an option that does not exist
     createConnections({ keys: ['x'], store, servers: {}, path: '/' })
   `)
-  t.equal(await tsc('remote.ts', 'connections.ts', 'subpaths.ts'), '', 'the other plugin, and what it adds to an app, without the first; and no inside has types')
+  t.equal(await compile('typescript-7', 'remote.ts', 'connections.ts', 'subpaths.ts'), '', 'the other plugins, and what they add to an app, without the first; and no inside has types')
 })
 
 function write (name: string, text: string): void {

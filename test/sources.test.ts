@@ -18,5 +18,5 @@ t.test('ESLint has nothing against any file', async (t) => {
 })
 
 t.test('the types of the examples hold', async (t) => {
-  t.strictSame(await run('typescript/bin/tsc', ['-p', 'examples']), { code: 0, output: '' })
+  t.strictSame(await run('typescript-7/bin/tsc', ['-p', 'examples']), { code: 0, output: '' })
 })

@@ -9,4 +9,4 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 for (const folder of ['test', 'test/store']) {
   for (const file of readdirSync(join(root, folder))) if (file.endsWith('.js')) rmSync(join(root, folder, file))
 }
-process.exit(spawnSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', join(root, 'test')], { stdio: 'inherit' }).status ?? 1)
+process.exit(spawnSync(process.execPath, [join(root, 'node_modules/typescript-7/bin/tsc'), '-p', join(root, 'test')], { stdio: 'inherit' }).status ?? 1)
