@@ -650,7 +650,10 @@ t.test('every statement of postgresStore uses an index, with a million rows', as
   // 200,000 users, 1,000 clients, of which one has a third of all grants; some were revoked, some have expired.
   const hash = (prefix: string, id: string): string => `sha256(convert_to('${prefix}' || ${id}, 'UTF8'))`
   await pool.query('SET synchronous_commit = off; SET maintenance_work_mem = \'256MB\'')
-  const { rows: indexes } = await pool.query<{ name: string, definition: string }>("SELECT indexname AS name, indexdef AS definition FROM pg_indexes WHERE tablename = 'access_tokens' AND indexname LIKE 'access_tokens\\_%' AND indexname NOT LIKE '%\\_key' AND indexname NOT LIKE '%\\_pkey'")
+  // Indexes are made after the rows, which takes half as long.
+  const { rows: keys } = await pool.query<{ name: string, definition: string }>("SELECT conname AS name, pg_get_constraintdef(oid) AS definition FROM pg_constraint WHERE conrelid = 'access_tokens'::regclass AND contype IN ('p', 'u')")
+  for (const { name } of keys) await pool.query(`ALTER TABLE access_tokens DROP CONSTRAINT ${name}`)
+  const { rows: indexes } = await pool.query<{ name: string, definition: string }>("SELECT indexname AS name, indexdef AS definition FROM pg_indexes WHERE tablename = 'access_tokens'")
   for (const { name } of indexes) await pool.query(`DROP INDEX ${name}`)
   await pool.query(`
     INSERT INTO access_tokens (id, token_hash, user_id, client_id, scopes, created_at, expires_at, revoked_at, revoked_reason)
@@ -658,6 +661,7 @@ t.test('every statement of postgresStore uses an index, with a million rows', as
       CASE WHEN n % 10 = 1 THEN ${NOW} + 1000 * n END,
       CASE WHEN n % 10 = 2 THEN ${NOW} + 1000 * n END, CASE WHEN n % 10 = 2 THEN 'disconnected' END
     FROM generate_series(1, ${ROWS}) AS n`)
+  for (const { name, definition } of keys) await pool.query(`ALTER TABLE access_tokens ADD CONSTRAINT ${name} ${definition}`)
   for (const { definition } of indexes) await pool.query(definition)
   await pool.query('VACUUM ANALYZE access_tokens')
   t.comment(`${ROWS} rows after ${seconds(startedAt)}`)

@@ -16,7 +16,8 @@ export interface PostgresServer {
 export async function startPostgres (t: Test, flags: readonly string[] = []): Promise<PostgresServer> {
   const given = process.env.TEST_POSTGRES_URL
   if (given !== undefined) return withDatabases(given, async () => {}, async () => {})
-  const { url, start, stop, remove } = await startServer(flags)
+  // Nobody cuts the power: what a process has written stays, whoever is killed.
+  const { url, start, stop, remove } = await startServer(['-c', 'fsync=off', ...flags])
   t.teardown(remove)
   return withDatabases(url, start, stop)
 }
