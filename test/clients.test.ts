@@ -185,7 +185,7 @@ for (const sdk of SDKS) {
     await t.test('a consent that the user denies is reported as such', async (t) => {
       const denied = sdk.session(url, provider)
       t.teardown(async () => await denied.close())
-      provider.invalidateCredentials()
+      provider.invalidateCredentials('tokens')
       await refusal(t, denied.connect(), sdk.Unauthorized)
       const { callback } = await provider.askUser(alice, { decision: 'deny' })
       t.equal(callback.searchParams.get('error'), 'access_denied')
@@ -335,19 +335,23 @@ const INSTALLATIONS: Installation[] = [
   }
 ]
 
-t.test('clients log in twice, keep their login over a restart of the server, and are one entry each', async (t) => {
+t.test('clients log in twice, keep their logins over a restart of the server, log in once more, and are one entry each', async (t) => {
   const example = await startExample(t, UNLIMITED)
   const alice = new Browser(example, 'alice')
-  const logins = new Map<Installation, Array<() => Promise<string[]>>>()
+  const logins = new Map<Installation, Array<() => Promise<string[]>>>(INSTALLATIONS.map((installation) => [installation, []]))
+  const logIn = async (t: Test, installation: Installation): Promise<void> => {
+    logins.get(installation)!.push(await installation.logIn(t, `${example.url}/mcp`, alice))
+  }
   const checks = async (t: Test, installation: Installation): Promise<void> => {
     for (const listTools of logins.get(installation)!) t.strictSame((await listTools()).sort(), ['add_note', 'list_notes'])
     const entries = (await alice.connectedApps()).apps.filter(({ name }) => name === installation.clientName)
     t.equal(entries.length, 1)
-    t.equal(entries[0]!.connections, 2)
+    t.equal(entries[0]!.connections, logins.get(installation)!.length)
   }
   for (const installation of INSTALLATIONS) {
     await t.test(`${installation.name} logs in twice`, async (t) => {
-      logins.set(installation, [await installation.logIn(t, `${example.url}/mcp`, alice), await installation.logIn(t, `${example.url}/mcp`, alice)])
+      await logIn(t, installation)
+      await logIn(t, installation)
       await checks(t, installation)
     })
   }
@@ -355,7 +359,11 @@ t.test('clients log in twice, keep their login over a restart of the server, and
   await example.stop()
   await startExample(t, { ...UNLIMITED, dataDir: example.dataDir, port: example.port })
   for (const installation of INSTALLATIONS) {
-    await t.test(`${installation.name} goes on after a restart`, async (t) => await checks(t, installation))
+    await t.test(`${installation.name} goes on after a restart, and logs in once more`, async (t) => {
+      await checks(t, installation)
+      await logIn(t, installation)
+      await checks(t, installation)
+    })
   }
   t.equal((await alice.connectedApps()).apps.length, INSTALLATIONS.length)
 })

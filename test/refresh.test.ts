@@ -1,6 +1,6 @@
 import { toWebRequest } from '@modelcontextprotocol/node'
 import { McpServer, createMcpHandler } from '@modelcontextprotocol/server'
-import Fastify from 'fastify'
+import Fastify, { type FastifyInstance } from 'fastify'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../dist/index.js'
@@ -9,7 +9,7 @@ import { postgresStore } from '../dist/store/postgres.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
 import { startPostgres } from './postgres.js'
-import { SDKS } from './sdk.js'
+import { SDKS, type Sdk, type Session } from './sdk.js'
 import { freePort } from './scripts/free-port.js'
 
 const OTHER_KEY = 'cd'.repeat(32)
@@ -226,14 +226,16 @@ t.test('a successor is derived, another for each key and token, and cannot be to
   t.equal(refreshTokenGrant([one], successorPair(one, token).refreshToken), grantId)
 })
 
-for (const sdk of SDKS) {
-  t.test(`${sdk.name} goes on for several lifetimes of its access token without asking the user again`, async (t) => {
-    const port = await freePort()
-    const issuer = `http://localhost:${port}`
-    const events: AuditEvent[] = []
-    const app = Fastify()
-    t.teardown(() => app.close())
-    await app.register(mcpOAuth, testOptions({ issuer, accessTokenLifetime: HOUR, refreshTokenLifetime: 30 * DAY, onEvent: (event) => events.push(event) }))
+/** An MCP server on the network with refresh on, an SDK that alice has connected to it, and a clock of their own. */
+async function connectedSdk (t: Test, sdk: Sdk) {
+  const port = await freePort()
+  const issuer = `http://localhost:${port}`
+  const store = sqliteStore({ path: join(folder(), 'tokens.db') })
+  const events: AuditEvent[] = []
+  let app: FastifyInstance
+  const start = async (keys: string[]): Promise<void> => {
+    app = Fastify()
+    await app.register(mcpOAuth, testOptions({ issuer, keys, store, accessTokenLifetime: HOUR, refreshTokenLifetime: 30 * DAY, onEvent: (event) => events.push(event) }))
     const mcp = createMcpHandler(({ authInfo }) => {
       const server = new McpServer({ name: 'test', version: '1.0.0' })
       server.registerTool('whoami', { description: 'Says who you are.' }, async () => ({ content: [{ type: 'text', text: String(authInfo?.extra?.userId) }] }))
@@ -242,25 +244,72 @@ for (const sdk of SDKS) {
     app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'] }) }, async (request) =>
       await mcp.fetch(await toWebRequest(request.raw as never, request.body), { authInfo: request.oauth!.authInfo(), parsedBody: request.body }))
     await app.listen({ port, host: 'localhost' })
-    let now = Date.now()
-    t.capture(Date, 'now', () => now)
+  }
+  await start([KEY])
+  t.teardown(async () => await app.close())
+  let now = Date.now()
+  t.capture(Date, 'now', () => now)
 
-    const provider = sdk.provider()
-    const first = sdk.session(`${issuer}/mcp`, provider)
-    t.ok(await first.connect().catch((error: unknown) => error) instanceof sdk.Unauthorized)
+  const provider = sdk.provider()
+  /** The user's part, once the client has sent them away. */
+  const approve = async (session: Session): Promise<void> => {
     const { pathname, search } = provider.authorizationUrl!
     provider.authorizationUrl = undefined
     const page = await app.inject({ url: pathname + search, headers: { 'x-user': 'alice' } })
     const approved = await app.inject({ method: 'POST', url: pathname, headers: { ...FORM, 'x-user': 'alice' }, payload: form({ ticket: fieldOf(page.body, 'ticket'), decision: 'approve', scope: 'read' }) })
-    await first.finishAuth(new URL(String(approved.headers.location)))
-    await first.close()
+    await session.finishAuth(new URL(String(approved.headers.location)))
+  }
+  const first = sdk.session(`${issuer}/mcp`, provider)
+  t.ok(await first.connect().catch((error: unknown) => error) instanceof sdk.Unauthorized)
+  await approve(first)
+  await first.close()
+  const session = sdk.session(`${issuer}/mcp`, provider)
+  t.teardown(async () => await session.close())
+  await session.connect()
+  t.equal(await session.call('whoami'), 'alice')
+  return {
+    events,
+    provider,
+    session,
+    approve,
+    revoke: async () => await app.oauth.tokens.revoke({ userId: 'alice' }),
+    pass: (seconds: number) => { now += seconds * 1000 },
+    restart: async (keys: string[]) => {
+      await app.close()
+      await start(keys)
+    }
+  }
+}
 
-    const session = sdk.session(`${issuer}/mcp`, provider)
-    t.teardown(async () => await session.close())
-    await session.connect()
+for (const sdk of SDKS) {
+  t.test(`${sdk.name} whose grant was revoked drops its tokens and asks the user again`, async (t) => {
+    const { events, provider, session, approve, revoke, pass } = await connectedSdk(t, sdk)
+    t.equal(await revoke(), 1)
+    pass(1)
+    t.ok(await session.call('whoami').catch((error: unknown) => error) instanceof sdk.Unauthorized)
+    t.equal(events.filter((event) => event.type === 'token.rejected' && event.reason === 'token_revoked').length, 2, 'its access token, and then its refresh token')
+    t.equal(provider.tokens(), undefined)
+    await approve(session)
+    t.equal(await session.call('whoami'), 'alice')
+    t.equal(provider.registrations, 1, 'as the client that it was')
+  })
+
+  t.test(`${sdk.name} whose registration is known no more registers again and asks the user`, async (t) => {
+    const { provider, session, approve, pass, restart } = await connectedSdk(t, sdk)
+    await restart([OTHER_KEY])
+    t.equal(await session.call('whoami'), 'alice', 'its access token is none of the key')
+    pass(HOUR + 1)
+    t.ok(await session.call('whoami').catch((error: unknown) => error) instanceof sdk.Unauthorized)
+    t.equal(provider.registrations, 2)
+    await approve(session)
+    t.equal(await session.call('whoami'), 'alice')
+  })
+
+  t.test(`${sdk.name} goes on for several lifetimes of its access token without asking the user again`, async (t) => {
+    const { events, provider, session, pass } = await connectedSdk(t, sdk)
     for (let lifetime = 0; lifetime < 4; lifetime++) {
       t.equal(await session.call('whoami'), 'alice')
-      now += (HOUR + 1) * 1000
+      pass(HOUR + 1)
     }
     t.equal(await session.call('whoami'), 'alice')
     t.equal(provider.authorizationUrl, undefined, 'the user was not sent anywhere')

@@ -50,7 +50,10 @@ export class Memory<Information, Tokens, Discovery> {
   discoveryState (): Discovery | undefined { return this.#discovery }
   saveDiscoveryState (discovery: Discovery): void { this.#discovery = discovery }
   redirectToAuthorization (url: URL): void { this.authorizationUrl = url }
-  invalidateCredentials (): void { this.#tokens = undefined }
+  invalidateCredentials (scope: 'all' | 'client' | 'tokens' | 'verifier' | 'discovery'): void {
+    if (scope === 'all' || scope === 'client') this.#information = undefined
+    if (scope === 'all' || scope === 'tokens') this.#tokens = undefined
+  }
 
   /** The user's part: where the client sent them, and back to its callback. */
   async askUser (browser: Browser, decision?: Decision): Promise<{ asked: string[], callback: URL }> {
