@@ -1,17 +1,19 @@
 import { LRUCache } from 'lru-cache'
 
-/** How often something may be done, for each key: so many times in a stretch of milliseconds, which begins with the first. */
+/** So many times in so many milliseconds, which begin with the first; for each key, of which the last 10,000 are known. */
 export class Limit {
+  readonly #max: number
   readonly #times: LRUCache<string, number>
 
-  constructor (milliseconds: number) {
+  constructor (max: number, milliseconds: number) {
+    this.#max = max
     this.#times = new LRUCache({ max: 10_000, ttl: milliseconds })
   }
 
   /** Counts it, unless it is once too often. */
-  allows (key: string, max: number): boolean {
+  allows (key: string): boolean {
     const times = (this.#times.get(key) ?? 0) + 1
-    if (times > max) return false
+    if (times > this.#max) return false
     this.#times.set(key, times, { noUpdateTTL: true })
     return true
   }

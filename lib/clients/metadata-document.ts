@@ -39,6 +39,7 @@ const FAILURE_LIFETIME = 5 * 1000
 /** How often hosts are asked within a minute. */
 const MAX_FOR_USER = 10
 const MAX_FOR_HOST = 60
+const MINUTE = 60 * 1000
 
 /**
  * The option, checked; null where no URL may be a client's id.
@@ -66,7 +67,8 @@ export function parseClientIdMetadata (clientIdMetadata: unknown = true): Client
  * @throws OAuthError `invalid_client`, `unauthorized_client`, or `temporarily_unavailable` where the host cannot be asked
  */
 export function metadataClients ({ allowHosts, agent, ...policy }: ClientIdMetadata & RegistrationPolicy): ClientSource {
-  const asked = new Limit(60 * 1000)
+  const users = new Limit(MAX_FOR_USER, MINUTE)
+  const hosts = new Limit(MAX_FOR_HOST, MINUTE)
   const keysElsewhere = new WeakSet<Client>()
   // Of any number that want the same document at once, one asks.
   const known = new LRUCache<string, Client | OAuthError>({
@@ -88,13 +90,13 @@ export function metadataClients ({ allowHosts, agent, ...policy }: ClientIdMetad
     }
   })
 
-  function count (key: string, max: number): void {
-    if (!asked.allows(key, max)) throw new OAuthError('temporarily_unavailable', 'Too many apps were looked up.', { reason: 'client_lookups_limited', statusCode: 429, detail: key })
+  function count (limit: Limit, key: string): void {
+    if (!limit.allows(key)) throw new OAuthError('temporarily_unavailable', 'Too many apps were looked up.', { reason: 'client_lookups_limited', statusCode: 429, detail: key })
   }
 
   /** Each kind is counted by itself: any document may name any host as that of its keys, and must not use up what is for others. */
   async function ask (url: string, maxBytes: number, kind: 'document' | 'own keys' | 'keys' | undefined) {
-    if (kind !== undefined) count(`${kind} ${new URL(url).host}`, MAX_FOR_HOST)
+    if (kind !== undefined) count(hosts, `${kind} ${new URL(url).host}`)
     return await getPublicJson(url, maxBytes, agent)
   }
 
@@ -134,7 +136,7 @@ export function metadataClients ({ allowHosts, agent, ...policy }: ClientIdMetad
     if (!known.has(clientId)) {
       const user = await onBehalfOf()
       if (user === undefined) return undefined
-      count(`user ${user}`, MAX_FOR_USER)
+      count(users, `user ${user}`)
     }
     const found = await known.fetch(clientId)
     if (found instanceof OAuthError) throw found

@@ -53,7 +53,7 @@ async function mcpConnections (app: FastifyInstance, options: McpConnectionsOpti
 
   const states = await createSealer<PendingConnection>(vault.keys, 'connection state')
   const tickets = await createSealer<Ticket>(vault.keys, 'connections page')
-  const limits = LIMITS.map(([max, milliseconds]) => ({ max, limit: new Limit(milliseconds) }))
+  const limits = LIMITS.map(([max, milliseconds]) => new Limit(max, milliseconds))
 
   await app.register(async function mcpConnectionsEndpoints (scope) {
     await acceptForms(scope)
@@ -120,7 +120,7 @@ async function mcpConnections (app: FastifyInstance, options: McpConnectionsOpti
   }
 
   function count (what: string): void {
-    if (limits.every(({ max, limit }) => limit.allows(what, max))) return
+    if (limits.every((limit) => limit.allows(what))) return
     throw new OAuthError('temporarily_unavailable', 'Too many connections were begun.', { reason: 'connection_limited', statusCode: 429 })
   }
 }

@@ -28,8 +28,8 @@ export type Discovery = Pick<DiscoveryState, 'authorizationServerUrl' | 'resourc
   issRequired?: boolean
 }
 
-/** Milliseconds for each request that is made here. */
-const TIMEOUT = 10_000
+/** Milliseconds for each request. */
+export const TIMEOUT = 10_000
 /** Bytes of an answer. */
 const MAX_ANSWER = 256 * 1024
 

@@ -4,7 +4,7 @@ import { parseKeys } from '../options.js'
 import { createSealer, type Expiring, type Sealer } from '../protocol/sealed.js'
 import { StoreUnavailableError } from '../store/store.js'
 import { loadSdk, type ClientInformation, type Sdk, type Tokens } from './sdk.js'
-import { parseServers, type Discovery, type ServerOptions, type Servers } from './servers.js'
+import { TIMEOUT, parseServers, type Discovery, type ServerOptions, type Servers } from './servers.js'
 import type { ConnectionStore } from './store.js'
 
 export interface ConnectionsOptions {
@@ -71,12 +71,12 @@ export class ReconnectRequiredError extends UserNeededError {
   }
 }
 
-/** Milliseconds that whoever changes a row has for it: more than a request to a server may take. */
-const LEASE = 15_000
+/** Milliseconds that whoever changes a row has for it: for one request, and what comes before and after. */
+const LEASE = TIMEOUT + 5000
 /** Characters: an access token may be a JWT with all that a company knows of somebody. */
 const MAX_SEALED = 64 * 1024
 
-/** Sealed rows and their locks. */
+/** Sealed rows, their locks, and which servers they are for. */
 export class Vault {
   readonly keys: readonly Uint8Array[]
   readonly store: ConnectionStore

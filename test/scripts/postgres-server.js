@@ -25,6 +25,7 @@ export async function startServer (flags = [], under = []) {
     // 60 MB, of which nothing is changed: links do, where both are on one disk.
     execFileSync('cp', ['-al', native, join(home, 'native')], { stdio: 'ignore' })
   } catch {
+    rmSync(join(home, 'native'), { recursive: true, force: true })
     cpSync(native, join(home, 'native'), { recursive: true })
   }
   // What the package's install script would do; install scripts may be turned off.
