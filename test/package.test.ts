@@ -129,12 +129,14 @@ t.test('only what is exported can be imported', async (t) => {
     console.log(JSON.stringify(answers))
   `)
   const inside = ['/plugin', '/dist/index.js', '/dist/plugin.js', '/store/sqlite', '/options', '/views/consent.eta', '/lib/index.ts']
-  const answers = JSON.parse(await command(project, process.execPath, ['exports.js', '', '/sqlite', '/testing', '/remote', '/connections', ...inside])) as Record<string, string | string[]>
+  const answers = JSON.parse(await command(project, process.execPath, ['exports.js', '', '/sqlite', '/postgres', '/testing', '/remote', '/connections', '/connections/postgres', ...inside])) as Record<string, string | string[]>
   t.match(answers[''], ['OAuthError', 'StoreUnavailableError', 'default'])
   t.strictSame(answers['/sqlite'], ['sqliteStore'])
+  t.strictSame(answers['/postgres'], ['postgresStore'])
   t.strictSame(answers['/testing'], ['connectClient', 'mintToken'])
   t.strictSame(answers['/remote'], ['default'])
   t.strictSame(answers['/connections'], ['NotConnectedError', 'ReconnectRequiredError', 'UserNeededError', 'createConnections', 'default', 'fetchPublic', 'sqliteConnectionStore'])
+  t.strictSame(answers['/connections/postgres'], ['postgresConnectionStore'])
   for (const path of inside) t.equal(answers[path], 'ERR_PACKAGE_PATH_NOT_EXPORTED', path)
 })
 
@@ -160,9 +162,9 @@ t.test('attw finds the types of every export, for modules and bundlers', async (
 })
 
 t.test('the types of the package hold in a strict project, its libraries checked too', async (t) => {
-  // Its own declarations must be complete; those of Node are the project's to bring.
+  // Its own declarations must be complete; those of Node and of its database driver are the project's to bring.
   mkdirSync(join(project, 'node_modules', '@types'), { recursive: true })
-  for (const name of ['@types/node', 'undici-types']) {
+  for (const name of ['@types/node', '@types/pg', 'undici-types']) {
     if (!existsSync(join(project, 'node_modules', name))) symlinkSync(join(REPOSITORY, 'node_modules', name), join(project, 'node_modules', name), 'junction')
   }
   write('app.ts', `
@@ -170,18 +172,22 @@ t.test('the types of the package hold in a strict project, its libraries checked
     import { Agent } from 'node:https'
     import mcpOAuth, {
       OAuthError, StoreUnavailableError,
-      type AuditEvent, type AuthInfo, type ClientIdMetadata, type Grant, type Guard, type ListedGrant, type McpOAuth, type McpOAuthOptions, type ProtectOptions,
-      type RateLimits, type RequestGrant, type ResourceOptions, type ScopeDefinition, type Selector, type TokenRow, type Tokens, type TokenStore, type User
+      type AuditEvent, type AuthInfo, type ClientIdMetadata, type ConfiguredClient, type FallbackGrant, type Grant, type Guard, type ListedGrant, type McpOAuth, type McpOAuthOptions, type ProtectOptions,
+      type RateLimits, type RequestGrant, type ResourceOptions, type ScopeDefinition, type Selector, type TokenRow, type Tokens, type TokenStats, type TokenStore, type User
     } from 'fastify-mcp-oauth'
+    import { postgresStore, type PostgresStoreOptions } from 'fastify-mcp-oauth/postgres'
     import { sqliteStore, type SqliteStoreOptions } from 'fastify-mcp-oauth/sqlite'
     import { connectClient, mintToken, type ConnectedClient } from 'fastify-mcp-oauth/testing'
 
     const storeOptions: SqliteStoreOptions = { path: 'tokens.db' }
     const store: TokenStore = sqliteStore(storeOptions)
+    const postgresOptions: PostgresStoreOptions = { connectionString: 'postgres://db.example.com/app', max: 5, migrate: false, timeout: 1000 }
     const resource: ResourceOptions = { path: '/mcp', name: 'Notes' }
     const write: ScopeDefinition = { description: 'Change your notes', implies: ['read'] }
     const limits: RateLimits = { register: { max: 5, timeWindow: '1 minute' }, token: false }
     const hosted: ClientIdMetadata = { allowHosts: ['claude.ai'], redirectUris: ['https://vscode.dev/redirect'], agent: new Agent({ keepAlive: true }) }
+    const desk: ConfiguredClient = { clientId: 'desk', clientName: 'Desk', redirectUris: ['https://desk.example.com/callback'], clientSecretHashes: ['h'.repeat(43)] }
+    const old: FallbackGrant = { userId: 'alice', scopes: ['read'] }
     const events: AuditEvent['type'][] = []
     const options: McpOAuthOptions = {
       issuer: 'https://notes.example.com',
@@ -193,9 +199,33 @@ t.test('the types of the package hold in a strict project, its libraries checked
       loginUrl: (request, returnTo) => request.hostname + returnTo,
       rateLimit: limits,
       clientIdMetadata: hosted,
-      fallbackToken: async (token) => token === 'old' ? { userId: 'alice', scopes: ['read'] } : null,
+      fallbackToken: async (token) => token === 'old' ? old : null,
       onEvent: ({ type }) => { events.push(type) }
     }
+    export const every: Required<McpOAuthOptions> = {
+      ...options,
+      store: postgresStore(postgresOptions),
+      resources: [resource, { url: 'https://files.example.com/files', scopes: ['read'], documentation: 'https://docs.example.com' }],
+      codeLifetime: 60,
+      accessTokenLifetime: 3600,
+      refreshTokenLifetime: 86_400,
+      refreshGrace: 30,
+      idleLifetime: null,
+      registration: { enabled: true, redirectUris: ['https://web.example.com/callback'] },
+      clientIdMetadata: true,
+      clients: [desk],
+      connectedApps: { path: '/apps' },
+      rateLimit: false,
+      views: '/views',
+      rootAliases: true,
+      findUser: async (userId) => ({ id: userId }),
+      userinfo: (user, grant) => ({ name: user.name, scopes: grant.scopes }),
+      fallbackToken: () => null,
+      onEvent: () => {}
+    }
+    // @ts-expect-error a client has an id
+    export const anonymous: McpOAuthOptions = { ...options, clients: [{ clientName: 'Desk', redirectUris: [] }] }
+    export const lookUp: McpOAuthOptions = { ...options, clients: async (clientId) => clientId === 'desk' ? desk : null }
     const app: FastifyInstance = Fastify()
     await app.register(mcpOAuth, options)
     const oauth: McpOAuth = app.oauth
@@ -213,10 +243,11 @@ t.test('the types of the package hold in a strict project, its libraries checked
     const revoked: number = await tokens.revoke(selector)
     const listed: ListedGrant[] = await tokens.list({ userId: 'alice' })
     const verified: Grant | null = await tokens.verify('oat_x')
+    const { active }: TokenStats = await tokens.stats()
     const token: string = await mintToken(app, { userId: 'alice', scopes: ['read'] })
     const client: ConnectedClient = await connectClient(app, { headers: { cookie: 'x' } })
     const row: Pick<TokenRow, 'id' | 'userId'> = { id: '', userId: null }
-    export { revoked, listed, verified, token, client, row, events, OAuthError, StoreUnavailableError }
+    export { revoked, listed, verified, active, token, client, row, events, OAuthError, StoreUnavailableError }
 
     // @ts-expect-error an option that does not exist
     await app.register(mcpOAuth, { ...options, isuer: 'https://notes.example.com' } satisfies McpOAuthOptions)
@@ -313,8 +344,10 @@ t.test('the types of the package hold in a strict project, its libraries checked
     import mcpConnections, {
       NotConnectedError, createConnections, sqliteConnectionStore, type Connection, type ConnectionEvent, type ConnectionStore, type McpConnectionsOptions
     } from 'fastify-mcp-oauth/connections'
+    import { postgresConnectionStore } from 'fastify-mcp-oauth/connections/postgres'
 
-    const store: ConnectionStore = sqliteConnectionStore({ path: 'connections.db' })
+    const stores: ConnectionStore[] = [sqliteConnectionStore({ path: 'connections.db' }), postgresConnectionStore({ connectionString: 'postgres://db.example.com/app' })]
+    const store = stores[0]!
     const options: McpConnectionsOptions = {
       baseUrl: 'https://digest.example.com',
       keys: [process.env.KEY],
