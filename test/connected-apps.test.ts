@@ -20,20 +20,33 @@ async function connectedApps (t: Parameters<typeof testApp>[0]) {
 t.test('a user sees one entry for each client, and disconnects it at once', async (t) => {
   const { app, events, get, list, post, ticket, works } = await connectedApps(t)
   const alice = { headers: { 'x-user': 'alice' } }
-  const [one, two] = [await connectClient(app, { ...alice, clientName: 'Claude Code', scopes: ['read'] }), await connectClient(app, { ...alice, clientName: 'Claude Code' })]
+  const start = Date.parse('2030-01-02')
+  let now = start
+  t.capture(Date, 'now', () => now)
+  const one = await connectClient(app, { ...alice, clientName: 'Claude Code', scopes: ['read'] })
+  now += 24 * 60 * 60 * 1000
+  const two = await connectClient(app, { ...alice, clientName: 'Claude Code' })
   const other = await connectClient(app, { ...alice, clientName: 'Codex' })
   const bobs = await connectClient(app, { headers: { 'x-user': 'bob' }, clientName: 'Claude Code' })
 
   const { apps } = await list('alice')
   t.match(apps, [
-    { clientId: one.clientId, name: 'Claude Code', host: '127.0.0.1', isLoopback: true, scopes: ['read', 'write'], connections: 2, lastUsedAt: null },
-    { clientId: other.clientId, name: 'Codex', connections: 1 }
+    { clientId: one.clientId, name: 'Claude Code', host: '127.0.0.1', isLoopback: true, scopes: ['read', 'write'], connections: 2, connectedAt: start, lastUsedAt: null },
+    { clientId: other.clientId, name: 'Codex', connections: 1, connectedAt: now, lastUsedAt: null }
   ])
   const page = await get('alice')
   t.match(page.headers['content-type'], /^text\/html/)
   t.equal(page.body.match(/Claude Code<\/bdi>/g)?.length, 1)
   t.match(page.body, /2 connections/)
+  t.match(page.body, /Connected <time datetime="2030-01-02T[^]*not used yet/)
 
+  now += 24 * 60 * 60 * 1000
+  t.ok(await works(two.accessToken))
+  // Uses are written a second later, by the real clock.
+  await new Promise((resolve) => setTimeout(resolve, 1100))
+  t.match((await list('alice')).apps[0], { name: 'Claude Code', connectedAt: start, lastUsedAt: now })
+  t.match((await get('alice')).body, /last used <time datetime="2030-01-04T/)
+  now++
   const done = await post('alice', { ticket: await ticket('alice'), client: one.clientId })
   t.equal(done.statusCode, 303)
   t.equal(done.headers.location, `${PAGE}?done=disconnected`)
@@ -43,6 +56,7 @@ t.test('a user sees one entry for each client, and disconnects it at once', asyn
   t.match(events.at(-1), { type: 'token.rejected', reason: 'token_revoked' })
   t.match(events.find(({ type }) => type === 'token.revoked'), { userId: 'alice', clientId: one.clientId, grants: 2, reason: 'disconnected' })
 
+  now++
   const again = await connectClient(app, { ...alice, clientName: 'Claude Code' })
   t.equal(again.clientId, one.clientId)
   t.ok(await works(again.accessToken), 'and can connect again')

@@ -146,18 +146,21 @@ t.test('redirect_uri may be absent at the token endpoint (OAuth 2.1)', async (t)
 })
 
 t.test('a code lives for codeLifetime and not a moment longer', async (t) => {
-  const app = await testApp(t, { codeLifetime: 60 })
-  const { clientId, code, redeem } = dance(app)
-  const client = await clientId()
-  const [early, late] = [await code(client), await code(client)]
-  const now = Date.now()
-  const clock = t.capture(Date, 'now', () => now + 59_000)
-  t.equal((await redeem(client, early)).statusCode, 200)
-  clock.restore()
-  t.capture(Date, 'now', () => now + 61_000)
-  const response = await redeem(client, late)
-  t.equal(response.statusCode, 400)
-  t.equal(response.json().error, 'invalid_grant')
+  for (const [options, seconds] of [[{}, 60], [{ codeLifetime: 90 }, 90]] as const) {
+    const app = await testApp(t, options)
+    const { clientId, code, redeem } = dance(app)
+    const client = await clientId()
+    const [early, late] = [await code(client), await code(client)]
+    const now = Date.now()
+    let clock = t.capture(Date, 'now', () => now + (seconds - 1) * 1000)
+    t.equal((await redeem(client, early)).statusCode, 200)
+    clock.restore()
+    clock = t.capture(Date, 'now', () => now + (seconds + 1) * 1000)
+    const response = await redeem(client, late)
+    clock.restore()
+    t.equal(response.statusCode, 400)
+    t.equal(response.json().error, 'invalid_grant')
+  }
 })
 
 t.test('a disconnect refuses every code from before it', async (t) => {
@@ -238,6 +241,7 @@ t.test('a page, never a redirect, until client and redirect URI are known', asyn
     t.equal(response.headers.location, undefined, title)
     t.match(response.headers['content-type'], /^text\/html/, title)
     t.notMatch(response.body, /evil/, title)
+    if (!title.startsWith('no ')) t.match(response.body, /Remove this server from your app and add it again/, title)
   }
 })
 
@@ -413,6 +417,8 @@ t.test('a state of any length that a URL can carry is answered: it comes back, o
   const state = 's'.repeat(4000)
   const { headers } = await consent({ ticket: await ticket(client, { state }), decision: 'approve', scope: 'read' })
   t.equal(new URL(String(headers.location)).searchParams.get('state'), state)
+  const without = await consent({ ticket: await ticket(client, { state: '' }), decision: 'approve', scope: 'read' })
+  t.strictSame([...new URL(String(without.headers.location)).searchParams.keys()], ['code', 'iss'], 'none comes back as none')
   const refused = await authorize(client, { state: 's'.repeat(8000) })
   t.equal(refused.statusCode, 400)
   t.match(refused.body, /too long/)
@@ -600,7 +606,7 @@ t.test('metadata documents stand at every path that clients ask for', async (t) 
   t.notMatch(server.body, /evil/, 'no URL comes from a request')
   t.match(server.headers['cache-control'], /^public, max-age=\d+$/)
   t.equal((await get('/.well-known/oauth-authorization-server', { 'if-none-match': server.headers.etag })).statusCode, 304)
-  for (const url of ['/.well-known/openid-configuration', '/.well-known/openid-configuration/mcp', '/mcp/.well-known/openid-configuration', '/.well-known/oauth-authorization-server/mcp', '/.well-known/oauth-protected-resource/other', '/.well-known/oauth-nonsense']) {
+  for (const url of ['/.well-known/openid-configuration', '/.well-known/openid-configuration/mcp', '/mcp/.well-known/openid-configuration', '/.well-known/oauth-authorization-server/mcp', '/.well-known/oauth-protected-resource/other', '/.well-known/oauth-nonsense', '/.well-known/oauth', '/.well-known/oauth-%00', `/.well-known/oauth-${'x'.repeat(300)}`]) {
     const response = await get(url)
     t.equal(response.statusCode, 404, url)
     t.match(response.headers['content-type'], /^application\/json/, url)
@@ -616,7 +622,11 @@ t.test('every discovery document may be kept, and is 304 while it is the same (R
     t.match(headers['content-type'], /^application\/json/, url)
     t.match(headers['cache-control'], /^public, max-age=[1-9]\d*$/, url)
     t.match(headers.etag, /^"[\w-]+"$/, url)
-    t.strictSame((await app.inject(url)).rawPayload, rawPayload, `${url}: the same bytes`)
+    const stringify = t.capture(JSON, 'stringify', JSON.stringify)
+    const again = await app.inject(url)
+    stringify.restore()
+    t.strictSame(again.rawPayload, rawPayload, `${url}: the same bytes`)
+    t.strictSame(stringify(), [], `${url}: made at boot, not for this request`)
     const kept = await app.inject({ url, headers: { 'if-none-match': String(headers.etag) } })
     t.equal(kept.statusCode, 304, url)
     t.equal(kept.body, '', url)

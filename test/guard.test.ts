@@ -50,6 +50,10 @@ t.test('without a valid token: 401, the challenge, whatever the method and the b
   }
   const elsewhere = await app.inject({ method: 'POST', url: `/mcp?access_token=${token}`, headers: FORM, payload: form({ access_token: token }) })
   t.equal(elsewhere.statusCode, 401, 'a token in the query or in a form is never read')
+  for (const [status, type, payload] of [[400, 'application/json', '{'], [413, 'application/json', `"${'x'.repeat(1024 * 1024)}"`], [415, 'text/nonsense', '{']] as const) {
+    const post = async (headers: Record<string, string>) => (await app.inject({ method: 'POST', url: '/mcp', headers: { 'content-type': type, ...headers }, payload })).statusCode
+    t.strictSame([await post({}), await post(bearer(token))], [401, status], `401 comes before ${status}`)
+  }
 })
 
 t.test('a guard without scopes asks for none', async (t) => {
@@ -60,7 +64,7 @@ t.test('a guard without scopes asks for none', async (t) => {
 
 t.test('too little scope: 403, and one challenge with all that is needed (RFC 6750 §3.1)', async (t) => {
   const events: AuditEvent[] = []
-  const app = await testApp(t, { scopes: { read: 'Read', write: 'Write', admin: 'Administer' }, onEvent: (event) => events.push(event) })
+  const app = await testApp(t, { scopes: { read: 'Read', write: 'Write', admin: 'Administer', all: { description: 'All', implies: ['read', 'write'] } }, onEvent: (event) => events.push(event) })
   const reader = await mintToken(app, { userId: 'alice', scopes: ['read'] })
   const admin = await mintToken(app, { userId: 'alice', scopes: ['admin'] })
   const needs = (scope: string): string => `Bearer error="insufficient_scope", error_description="The access token lacks a scope.", ${METADATA}, scope="${scope}"`
@@ -78,6 +82,8 @@ t.test('too little scope: 403, and one challenge with all that is needed (RFC 67
 
   const writer = await mintToken(app, { userId: 'alice', scopes: ['write'] })
   t.equal((await app.inject({ method: 'POST', url: '/write', headers: bearer(writer) })).statusCode, 200)
+  const broad = await mintToken(app, { userId: 'alice', scopes: ['all'] })
+  for (const url of ['/mcp', '/write']) t.equal((await app.inject({ method: 'POST', url, headers: bearer(broad) })).statusCode, 200, `a broader scope satisfies what it implies: ${url}`)
 })
 
 t.test('require() keeps its challenge under an error handler of the host', async (t) => {
@@ -103,9 +109,14 @@ t.test('revoked, expired, deleted: 401 at the very next request', async (t) => {
   const now = Date.now()
   const brief = await mintToken(app, { userId: 'alice', scopes: ['read'], expiresAt: now + 60_000 })
   t.equal(await status(brief), 200)
-  t.capture(Date, 'now', () => now + 60_000)
+  let later = now + 60_000
+  t.capture(Date, 'now', () => later)
   t.equal(await status(brief), 401)
   t.equal(await app.oauth.tokens.verify(brief), null)
+  later += 31 * 24 * 60 * 60 * 1000
+  await app.oauth.tokens.purge()
+  t.equal((await app.oauth.tokens.stats()).total, 0)
+  for (const token of [accessToken, brief]) t.equal(await status(token), 401)
 })
 
 t.test('a revocation on one node is seen by another on the same file', async (t) => {

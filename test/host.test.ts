@@ -173,6 +173,11 @@ t.test('the host keeps its own body limit, and the endpoints keep theirs', async
     await danceCompletes(t, app)
     isJsonError(t, await app.inject(post('/oauth/register', 20_000)), 413, 'invalid_request', `20 kB at registration, host limit ${bodyLimit}`)
     isJsonError(t, await app.inject({ method: 'POST', url: '/oauth/token', headers: FORM, payload: 'x'.repeat(20_000) }), 413, 'invalid_request', `20 kB at the token endpoint, host limit ${bodyLimit}`)
+    for (const [bytes, statusCode] of [[16 * 1024, 201], [16 * 1024 + 1, 413]] as const) {
+      const metadata = JSON.stringify({ redirect_uris: [CALLBACK], filler: '' })
+      const payload = metadata.replace('""', `"${'x'.repeat(bytes - metadata.length)}"`)
+      t.equal((await app.inject({ ...post('/oauth/register', 0), payload })).statusCode, statusCode, `${bytes} bytes at registration, host limit ${bodyLimit}`)
+    }
   }
 })
 

@@ -226,6 +226,21 @@ t.test('a hosted client gets its code at its own host; the page names the host a
   }
 })
 
+t.test('a logo that a document names is neither asked for nor shown', async (t) => {
+  const { app, network, flow } = await hosted(t)
+  const logo = network.publish('https://logos.example/client.png', {})
+  network.publish(HOSTED, documentOf(HOSTED, { logo_uri: logo }))
+  const consent = await flow.authorize(HOSTED)
+  t.equal((await flow.redeem(HOSTED, await flow.code(HOSTED))).statusCode, 200)
+  const apps = await app.inject({ url: '/my/connected_apps', headers: { 'x-user': 'alice' } })
+  for (const { statusCode, body } of [consent, apps]) {
+    t.equal(statusCode, 200)
+    t.match(body, 'Hosted client')
+    t.notMatch(body, /logos\.example|<img/)
+  }
+  t.strictSame([network.lookups, network.asked], [['client.example'], [HOSTED]], 'nothing but the document was asked for')
+})
+
 t.test('connected apps of one host stand together, and each is disconnected by itself', async (t) => {
   const { app, network, flow } = await hosted(t)
   const second = network.publish('https://client.example/second.json', documentOf('https://client.example/second.json', { client_name: 'Second client' }))

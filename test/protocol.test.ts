@@ -824,6 +824,7 @@ t.test('the same app has the same client id from every port and in every order o
 })
 
 t.test('a client id has at most 2 KiB: longer metadata is refused, and a longer id is nobody\'s', async (t) => {
+  t.equal(MAX_CLIENT_ID_LENGTH, 2048)
   const signer = await createSigner<ClientIdPayload>([keyA], 'client')
   const long = Array.from({ length: 10 }, (_, index) => `http://localhost/${index}/${'x'.repeat(200)}`)
   await t.rejects(registeredClientId(signer, parseClientMetadata({ redirect_uris: long }, POLICY)), { code: 'invalid_client_metadata', reason: 'client_metadata_invalid' })
