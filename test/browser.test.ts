@@ -185,8 +185,11 @@ async function inspect (t: Test, page: Page, name: string): Promise<void> {
     await page.setViewportSize(size)
     for (const colorScheme of ['light', 'dark'] as const) {
       await page.emulateMedia({ colorScheme })
-      const findings = await evaluate<string[]>(cdp, `axe.run({ resultTypes: ['violations'] }).then(({ violations }) =>
-        violations.flatMap(({ id, nodes }) => nodes.map(({ html, failureSummary }) => id + ': ' + html + ' ' + failureSummary)))`)
+      const findings = await evaluate<string[]>(cdp, `axe.run({ resultTypes: ['violations'] }).then(({ passes, violations }) => [
+        // Nothing found says something only where it was looked for. Contrast is what light and dark change.
+        ...passes.some(({ id }) => id === 'color-contrast') ? [] : ['passed only: ' + passes.map(({ id }) => id)],
+        ...violations.flatMap(({ id, nodes }) => nodes.map(({ html, failureSummary }) => id + ': ' + html + ' ' + failureSummary))
+      ])`)
       t.strictSame(findings, [], `${name}, ${colorScheme}, ${size.width} px`)
     }
     t.strictSame(await outOfBounds(cdp), [], `${name}, ${size.width} px`)
@@ -226,10 +229,10 @@ async function outOfBounds (cdp: CDPSession): Promise<string[]> {
   })()`)
 }
 
-/** Nothing reaches beyond its box on the smallest phones. */
+/** Nothing reaches beyond its box, in a wide window and on the smallest phones. */
 async function fits (t: Test, page: Page, name: string): Promise<void> {
   const cdp = await page.context().newCDPSession(page)
-  for (const width of [320, 390]) {
+  for (const width of [1280, 320, 390]) {
     await page.setViewportSize({ width, height: 640 })
     t.strictSame(await outOfBounds(cdp), [], `${name}, ${width} px`)
   }
@@ -325,6 +328,29 @@ t.test('no policy of the consent page stops the way to an app, wherever that lea
   }
 })
 
+t.test('consent tells whom the site knows, where the data is and what a permission includes', async (t) => {
+  const { page } = await person(t)
+  const [web, scheme, elsewhere] = ['https://app.example/callback', 'notesapp://callback', 'https://files.example/mcp']
+  const origin = await site(t, {
+    clients: [{ clientId: 'known', clientName: 'Known app', redirectUris: [web, scheme] }],
+    resources: [{ path: '/mcp', name: 'Notes' }, { url: elsewhere, name: 'Files' }],
+    scopes: { read: 'Read your notes', write: { description: 'Change your notes', implies: ['read'] } }
+  })
+  for (const [redirectUri, resource, says] of [
+    [web, elsewhere, /knows this app\.[^]*Your data is at\s+files\.example\s+Access goes to\s+app\.example\s[^]*Includes: Read your notes/],
+    [scheme, `${origin}/mcp`, /Not verified\.[^]*Access goes to\s+the app on this device that opens notesapp: links/]
+  ] as const) {
+    const { authorizationUrl, token } = await client(redirectUri, { origin, id: 'known' })
+    await page.goto(authorizationUrl({ resource }))
+    t.match(await page.locator('main').innerText(), says)
+    await inspect(t, page, `consent, to ${redirectUri}`)
+    await token((await new Browser({ url: origin }, 'alice').authorize(authorizationUrl({ resource }))).href)
+  }
+  await page.goto(`${origin}/my/connected_apps`)
+  t.match(await page.locator('main').innerText(), /2 connections\s+Can use (Notes, Files|Files, Notes):/)
+  await inspect(t, page, 'connected apps of several resources')
+})
+
 t.test('going back, reloading and pressing twice end in one grant at most for one consent', async (t) => {
   const { page, tolerate } = await person(t)
   const program = await listen(t)
@@ -414,6 +440,7 @@ t.test('an app that is disconnected on the page fails at its next call', async (
   await entry.getByRole('button', { name: 'Disconnect Forgotten app' }).click()
   await page.getByRole('status').waitFor()
   t.match(await page.title(), /^Disconnected – /)
+  await inspect(t, page, 'disconnected')
   t.equal(await entry.count(), 0)
   t.strictSame([await listNotes(token), await listNotes(other.token)], [401, 200])
   await page.reload()
@@ -421,7 +448,7 @@ t.test('an app that is disconnected on the page fails at its next call', async (
 })
 
 t.test('a personal token is copied once from the page, works, and is revoked; a reload makes no second one', async (t) => {
-  const { page, tolerate } = await person(t, { deviceScaleFactor: 2 })
+  const { page, tolerate } = await person(t, { deviceScaleFactor: 2, permissions: ['clipboard-read'] })
   // A user of its own, who has nothing yet.
   await open(page, APPS, 'Bob')
   t.match(await page.locator('main').innerText(), /No app is connected\./)
@@ -443,8 +470,9 @@ t.test('a personal token is copied once from the page, works, and is revoked; a 
 
   await field.click()
   await page.keyboard.press('Control+A')
-  const token = await field.evaluate((element) => element.value.slice(element.selectionStart, element.selectionEnd)) as string
-  t.match(token, /^pat_[\w-]{43}$/, 'nothing else is selected')
+  await page.keyboard.press('Control+C')
+  const token = await page.evaluate<string>('navigator.clipboard.readText()')
+  t.match(token, /^pat_[\w-]{43}$/, 'nothing else is copied')
   t.equal(await listNotes(token), 200)
   const entry = page.getByRole('listitem').filter({ has: page.getByRole('heading', { name: 'Backup script' }) })
   const in30Days = new Date(Date.now() + 30 * 24 * 60 * 60 * 1000).toISOString().slice(0, 10)
@@ -476,6 +504,7 @@ t.test('a personal token is copied once from the page, works, and is revoked; a 
   await entry.getByRole('button', { name: 'Revoke Backup script' }).click()
   await page.getByRole('status').waitFor()
   t.match(await page.title(), /^Token revoked – /)
+  await inspect(t, page, 'token revoked')
   t.equal(await entry.count(), 0)
   t.equal(await listNotes(token), 401)
   await page.goBack()
@@ -743,7 +772,7 @@ t.test('nothing needs JavaScript', async (t) => {
 
 // --- What others wrote
 
-t.test('names stay in their boxes on the smallest phone, and stay text', async (t) => {
+t.test('names stay in their boxes, in a wide window and on the smallest phone, and stay text', async (t) => {
   const { page } = await person(t, { viewport: { width: 320, height: 640 } })
   const program = await listen(t)
   const html = '<img src=x onerror=alert(1)><h1>&amp;"\'</h1>'
@@ -754,6 +783,7 @@ t.test('names stay in their boxes on the smallest phone, and stay text', async (
     const { authorizationUrl, token } = await client(`${program.url}/callback`, { origin, name })
     const look = async (what: string, times: number): Promise<void> => {
       await fits(t, page, `${what}: ${name}`)
+      await inspect(t, page, `${what}: ${name}`)
       t.ok((await page.locator('body').innerText()).split(name).length > times, `${what}: ${name}`)
       t.equal(await page.locator('img, h1 h1').count(), 0)
     }
@@ -805,6 +835,38 @@ t.test('an error is a page that says what to do', async (t) => {
   await page.goto(`${example.url}/oauth/authorize?client_id=nobody`)
   t.match(await page.locator('main').innerText(), /That did not work[^]*Remove this server from your app/)
   await inspect(t, page, 'error')
+
+  const [origin, busy] = [await site(t), await site(t, { rateLimit: { authorize: { max: 1 } } })]
+  const press = async (button: string, says: RegExp): Promise<void> => {
+    await page.getByRole('button', { name: button }).click()
+    await page.getByRole('heading', { name: 'That did not work' }).waitFor()
+    t.match(await page.locator('main').innerText(), says)
+    await inspect(t, page, `error: ${button}`)
+  }
+  await page.goto(`${origin}/my/connected_apps`)
+  await page.getByLabel('Name').fill('May do nothing')
+  await page.getByLabel('Read your notes').uncheck()
+  await press('Create token', /at least one permission\.\s+Go back, and fill in the form again/)
+
+  expect(/status of 404/, /status of 403/, /status of 429/)
+  const program = await listen(t)
+  const { authorizationUrl, token } = await client(`${program.url}/callback`, { origin, name: 'Gone' })
+  const user = new Browser({ url: origin }, 'alice')
+  await token((await user.authorize(authorizationUrl())).href)
+  await page.goto(`${origin}/my/connected_apps`)
+  await user.disconnect((await user.connectedApps()).apps[0]!.clientId)
+  await press('Disconnect Gone', /may have been disconnected already/)
+
+  await page.goto(authorizationUrl())
+  const later = Date.now() + 10 * 60 * 1000
+  const clock = t.capture(Date, 'now', () => later)
+  await press('Allow', /This form has expired\.\s+Nothing was changed/)
+  clock.restore()
+
+  await page.goto(`${busy}/my/connected_apps`)
+  await page.reload()
+  t.match(await page.locator('main').innerText(), /Too many requests\.\s+Wait a minute/)
+  await inspect(t, page, 'error: too many requests')
 })
 
 // --- Other sites
