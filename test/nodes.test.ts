@@ -41,15 +41,16 @@ function seconds (since: number): string {
   return `${((performance.now() - since) / 1000).toFixed(1)} s`
 }
 
+/** To start a process takes longer than most of what they are for. */
+const DEPLOYMENTS = [
+  ['three processes on one SQLite file', await startNodes(t, 3, onSqlite())],
+  ['four processes on PostgreSQL', await startNodes(t, 4, await onPostgres())]
+] as const
+
 t.test('of 32 redemptions of one code at once exactly one succeeds, and its grant is then revoked', async (t) => {
   const CODES = 300
-  for (const [where, nodeCount, options] of [
-    ['one process on SQLite', 1, onSqlite()],
-    ['three processes on one SQLite file', 3, onSqlite()],
-    ['four processes on PostgreSQL', 4, await onPostgres()]
-  ] as const) {
+  for (const [where, nodes] of [['one process on SQLite', await startNodes(t, 1, onSqlite())] as const, ...DEPLOYMENTS]) {
     await t.test(where, async (t) => {
-      const nodes = await startNodes(t, nodeCount, options)
       const codes = await Promise.all(Array.from({ length: CODES }, async (_, index) => await mintCode(`user ${index}`)))
       const startedAt = performance.now()
       const answers: Answer[] = []
@@ -68,21 +69,15 @@ t.test('of 32 redemptions of one code at once exactly one succeeds, and its gran
       t.strictSame(count(winners), { 1: CODES })
       t.strictSame(count(answers.map(({ status }) => status)), { 200: CODES, 400: CODES * 31 })
       t.strictSame(count(answers.filter(({ status }) => status === 400).map(({ body }) => JSON.parse(body).error)), { invalid_grant: CODES * 31 })
-      t.strictSame(count(guarded), { 401: CODES * nodeCount })
+      t.strictSame(count(guarded), { 401: CODES * nodes.length })
     })
   }
 })
 
-const DEPLOYMENTS = [
-  ['three processes on one SQLite file', 3, async () => onSqlite()],
-  ['four processes on PostgreSQL', 4, onPostgres]
-] as const
-
-for (const [where, nodeCount, options] of DEPLOYMENTS) {
+for (const [where, nodes] of DEPLOYMENTS) {
   t.test(`what was revoked on one node is refused by all others at the very next request: ${where}`, async (t) => {
     const ROUNDS = 60
     const startedAt = performance.now()
-    const nodes = await startNodes(t, nodeCount, await options())
     const before: number[] = []
     const after: number[] = []
 
@@ -107,8 +102,8 @@ for (const [where, nodeCount, options] of DEPLOYMENTS) {
     over.abort()
     const others = (await background).flat()
     t.comment(`${ROUNDS} revocations: before ${JSON.stringify(count(before))}, after ${JSON.stringify(count(after))}, meanwhile ${JSON.stringify(count(others))}, ${seconds(startedAt)}`)
-    t.strictSame(count(before), { 200: ROUNDS * nodeCount })
-    t.strictSame(count(after), { 401: ROUNDS * nodeCount })
+    t.strictSame(count(before), { 200: ROUNDS * nodes.length })
+    t.strictSame(count(after), { 401: ROUNDS * nodes.length })
     t.strictSame(count(others), { 200: others.length })
   })
 
@@ -116,7 +111,6 @@ for (const [where, nodeCount, options] of DEPLOYMENTS) {
     const ROUNDS = 100
     const CODES = 6
     const startedAt = performance.now()
-    const nodes = await startNodes(t, nodeCount, await options())
     const redeemed: Answer[] = []
     const disconnected: number[] = []
     const guarded: number[] = []
@@ -184,7 +178,7 @@ for (const [name, open] of [
       }
     }
     const worker = async (first: number): Promise<void> => {
-      for (let round = first; performance.now() - startedAt < 2500 && rounds < 3000; round += 8) {
+      for (let round = first; performance.now() - startedAt < 1500 && rounds < 3000; round += 8) {
         rounds++
         const userId = `user ${round}`
         const clientId = `client ${round}`
