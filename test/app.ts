@@ -19,6 +19,18 @@ export function folder (): string {
 const folders = mkdtempSync(join(tmpdir(), 'mcp-oauth-'))
 process.once('exit', () => rmSync(folders, { recursive: true, force: true }))
 
+/**
+ * Puts a function in the place of another until the test ends, or until `restore`. `t.capture` and `t.intercept` note each
+ * call with its stack, and what every request calls is called ten thousand times.
+ */
+export function replace<T extends object, K extends keyof T> (t: Test, object: T, name: K, replacement: T[K]): { restore: () => void } {
+  const original = object[name]
+  const restore = (): void => { object[name] = original }
+  object[name] = replacement
+  t.teardown(restore)
+  return { restore }
+}
+
 /** Complete options for an app in which `x-user: alice` is signed in as alice. */
 export function testOptions (overrides: Partial<McpOAuthOptions> = {}): McpOAuthOptions {
   return {

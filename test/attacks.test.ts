@@ -18,7 +18,7 @@ import { deriveKey, hashToken, parseKey } from '../dist/protocol/secret.js'
 import { postgresStore } from '../dist/store/postgres.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { mintToken } from '../dist/testing.js'
-import { CALLBACK, FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, pkce, testApp, testOptions } from './app.js'
+import { CALLBACK, FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, pkce, replace, testApp, testOptions } from './app.js'
 import { Network, PUBLIC } from './network.js'
 import { CLIENT, count, forEach, mintCode, redemption, startNodes, tokenOf, type AppNode } from './node.js'
 import { startPostgres, type PostgresServer } from './postgres.js'
@@ -233,7 +233,7 @@ t.test('3. a code that is replayed after a restart, on another node, or when its
 
   // The code outlives its token here, and old rows are deleted: that of a code which still lives must not be.
   const now = Date.now()
-  t.capture(Date, 'now', () => now + 120_000)
+  replace(t, Date, 'now', () => now + 120_000)
   t.equal(await after.app.oauth.tokens.purge(), 0)
   t.equal(refusal(await again(late)), '400 invalid_grant', 'after its token has expired')
   t.equal(await after.call(tokens[1]!), 401)
@@ -268,7 +268,7 @@ t.test('5. a code on its way when the user disconnects the app is refused, whoev
   const other = await clientId({ client_name: 'Other' })
   const bob = dance(app, 'bob')
   let now = Date.now()
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   const pass = (milliseconds: number): void => { now += milliseconds }
 
   const inFlight = await code(client)
@@ -468,7 +468,7 @@ t.test('10. a code is refused a second after its life, and from its last millise
     const { clientId, code, redeem, call, refresh, happened } = await attacked(t, { codeLifetime, accessTokenLifetime: HOUR, refreshTokenLifetime: DAY })
     const client = await clientId()
     let now = Date.now()
-    const clock = t.capture(Date, 'now', () => now)
+    const clock = replace(t, Date, 'now', () => now)
     const [early, late, later, redeemed] = [await code(client), await code(client), await code(client), await code(client)]
     const tokens = (await redeem(client, redeemed)).json<Tokens>()
     now += codeLifetime * 1000 - 1
@@ -961,10 +961,10 @@ t.test('20. pages cannot be framed, and a post without a ticket, with another’
   t.equal((await get(`/oauth/authorize?${form({ ...query(client), ticket: good, decision: 'approve' })}`, { 'x-user': 'alice' })).statusCode, 200, 'a GET asks, whatever is in it')
   t.equal((await post(`/oauth/authorize?${form({ ticket: good, decision: 'approve', scope: 'read' })}`, '', { 'x-user': 'alice' })).statusCode, 403, 'a ticket in the address is none')
   const now = Date.now()
-  const clock = t.capture(Date, 'now', () => now + 10 * 60 * 1000)
+  const clock = replace(t, Date, 'now', () => now + 10 * 60 * 1000)
   t.equal((await consent({ ticket: good, decision: 'approve', scope: 'read' })).statusCode, 403, 'after ten minutes')
   clock.restore()
-  const later = t.capture(Date, 'now', () => now + 60 * 60 * 1000 + 1000)
+  const later = replace(t, Date, 'now', () => now + 60 * 60 * 1000 + 1000)
   t.equal((await post('/my/connected_apps', { ticket: pageTicket, client }, { 'x-user': 'alice' })).statusCode, 403, 'after an hour')
   later.restore()
   t.equal(happened('consent.approved'), counted, 'only the one that made the code above')
@@ -1212,7 +1212,7 @@ t.test('27. twenty parallel refreshes get one successor pair; a token that is us
   const nodes = [refresh, ...others.map((other) => other.refresh)]
   const client = await clientId()
   let now = Date.now()
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   const start = async (): Promise<Tokens> => (await redeem(client, await code(client))).json<Tokens>()
 
   let current = await start()

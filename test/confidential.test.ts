@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import mcpOAuth, { type AuditEvent, type ConfiguredClient, type McpOAuthOptions } from '../dist/index.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
-import { CALLBACK, FORM, ISSUER, bearer, dance, folder, form, testApp, testOptions } from './app.js'
+import { CALLBACK, FORM, ISSUER, bearer, dance, folder, form, replace, testApp, testOptions } from './app.js'
 
 const HOUR = 3600
 const DAY = 24 * HOUR
@@ -69,7 +69,7 @@ async function confidential (t: Test, options: Partial<McpOAuthOptions> = {}) {
     accessTokenLifetime: HOUR, refreshTokenLifetime: 30 * DAY, clients: CLIENTS, onEvent: (event) => events.push(event), ...options
   }, { logger: { stream: { write: (line) => { lines.push(line) } } } })
   let now = Date.now()
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   const pass = (seconds: number) => { now += seconds * 1000 }
   const post = async (url: string, fields: Record<string, string>, proof: Proof = {}) =>
     await app.inject({ method: 'POST', url, headers: { ...FORM, ...proof.headers }, payload: form({ ...fields, ...proof.fields }) })

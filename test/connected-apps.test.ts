@@ -1,7 +1,7 @@
 import t from 'tap'
 import type { AuditEvent } from '../dist/index.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { FORM, bearer, dance, fieldOf, form, testApp } from './app.js'
+import { FORM, bearer, dance, fieldOf, form, replace, testApp } from './app.js'
 
 const PAGE = '/my/connected_apps'
 const JSON_ONLY = { accept: 'application/json' }
@@ -22,7 +22,7 @@ t.test('a user sees one entry for each client, and disconnects it at once', asyn
   const alice = { headers: { 'x-user': 'alice' } }
   const start = Date.parse('2030-01-02')
   let now = start
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   const one = await connectClient(app, { ...alice, clientName: 'Claude Code', scopes: ['read'] })
   now += 24 * 60 * 60 * 1000
   const two = await connectClient(app, { ...alice, clientName: 'Claude Code' })
@@ -111,7 +111,7 @@ t.test('forms answer only the user they were shown to', async (t) => {
   t.equal((await app.oauth.tokens.list({ userId: 'alice' })).length, 1, 'and no token was made')
 
   const now = Date.now()
-  t.capture(Date, 'now', () => now + 60 * 60 * 1000 + 1)
+  replace(t, Date, 'now', () => now + 60 * 60 * 1000 + 1)
   t.equal((await post('alice', { ticket: ofAlice, client: clientId })).statusCode, 403, 'an hour later')
 })
 
@@ -143,7 +143,7 @@ t.test('a personal token lives as long as its user chose, and no longer', async 
   const day = 24 * 60 * 60 * 1000
   const start = Date.now()
   let now = start
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   t.match((await get('alice')).body, /<option value="30">in 30 days<[^]*<option value="90" selected>in 90 days<[^]*<option value="365">in 365 days<[^]*<option value="">never</)
 
   const tokens = new Map<string, string>()

@@ -4,7 +4,7 @@ import { mkdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { performance } from 'node:perf_hooks'
 import type { Test } from 'tap'
-import { KEY, folder } from './app.js'
+import { KEY, folder, replace } from './app.js'
 import { job, startLocal, startRemote, worker, type Local } from './connections.js'
 import { NotConnectedError, ReconnectRequiredError, createConnections, sqliteConnectionStore } from '../dist/connections/index.js'
 import type { Credentials } from '../dist/connections/vault.js'
@@ -43,7 +43,7 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       const local = await startLocal(t, { notes: { url: remote.url } })
       await local.connect('alice')
       let now = Date.now()
-      t.capture(Date, 'now', () => now)
+      replace(t, Date, 'now', () => now)
       now += HOUR - 61_000
       await job(sdk, local.connections, remote.url, 'alice', 'list_notes')
       t.equal(refreshes(remote), 0, 'not while it is good')
@@ -186,7 +186,7 @@ export function mixUp (t: Test): void {
 
     const late = await fresh('alice')
     const real = Date.now()
-    t.capture(Date, 'now', () => real + 600_001)
+    replace(t, Date, 'now', () => real + 600_001)
     t.match(await local.visit(late.href, 'alice'), { status: 400, html: /no longer/ }, 'a state is good for ten minutes')
     t.equal(local.rows(), 0)
   })
@@ -529,7 +529,7 @@ export function pages (t: Test): void {
     t.equal(await begin(local, 'bob'), 303, 'each for themselves')
     const real = performance.now()
     let minutes = 0
-    t.capture(performance, 'now', () => real + minutes * 60_001)
+    replace(t, performance, 'now', () => real + minutes * 60_001)
     for (let begun = 5; begun < 20; begun++) {
       if (begun % 5 === 0) minutes += 1
       t.equal(await begin(local), 303, `${begun + 1}`)

@@ -7,7 +7,7 @@ import { createSealer } from '../dist/protocol/sealed.js'
 import { parseKey } from '../dist/protocol/secret.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { CALLBACK, FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
+import { CALLBACK, FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, replace, testApp, testOptions } from './app.js'
 
 const OTHER_KEY = 'ab'.repeat(32)
 
@@ -152,10 +152,10 @@ t.test('a code lives for codeLifetime and not a moment longer', async (t) => {
     const client = await clientId()
     const [early, late] = [await code(client), await code(client)]
     const now = Date.now()
-    let clock = t.capture(Date, 'now', () => now + (seconds - 1) * 1000)
+    let clock = replace(t, Date, 'now', () => now + (seconds - 1) * 1000)
     t.equal((await redeem(client, early)).statusCode, 200)
     clock.restore()
-    clock = t.capture(Date, 'now', () => now + (seconds + 1) * 1000)
+    clock = replace(t, Date, 'now', () => now + (seconds + 1) * 1000)
     const response = await redeem(client, late)
     clock.restore()
     t.equal(response.statusCode, 400)
@@ -328,7 +328,7 @@ t.test('consent answers only the user and the form it was shown to', async (t) =
   const neither = await consent({ ticket: good, decision: 'maybe', scope: 'read' })
   t.equal(neither.statusCode, 400)
   const now = Date.now()
-  const clock = t.capture(Date, 'now', () => now + 10 * 60 * 1000 + 1)
+  const clock = replace(t, Date, 'now', () => now + 10 * 60 * 1000 + 1)
   const expired = await consent({ ticket: good, decision: 'approve', scope: 'read' })
   clock.restore()
   t.equal(expired.statusCode, 403)

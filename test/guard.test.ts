@@ -7,7 +7,7 @@ import t from 'tap'
 import mcpOAuth, { StoreUnavailableError, type AuditEvent, type TokenStore } from '../dist/index.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { FORM, ISSUER, bearer, dance, folder, form, testApp, testOptions } from './app.js'
+import { FORM, ISSUER, bearer, dance, folder, form, replace, testApp, testOptions } from './app.js'
 import { row } from './store/contract.js'
 
 const METADATA = `resource_metadata="${ISSUER}/.well-known/oauth-protected-resource/mcp"`
@@ -110,7 +110,7 @@ t.test('revoked, expired, deleted: 401 at the very next request', async (t) => {
   const brief = await mintToken(app, { userId: 'alice', scopes: ['read'], expiresAt: now + 60_000 })
   t.equal(await status(brief), 200)
   let later = now + 60_000
-  t.capture(Date, 'now', () => later)
+  replace(t, Date, 'now', () => later)
   t.equal(await status(brief), 401)
   t.equal(await app.oauth.tokens.verify(brief), null)
   later += 31 * 24 * 60 * 60 * 1000

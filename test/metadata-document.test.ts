@@ -13,7 +13,7 @@ import { getPublicJson, isPublicAddress } from '../dist/clients/public-https.js'
 import type { ClientIdMetadata, McpOAuthOptions } from '../dist/index.js'
 import { isClientIdUrl, parseMetadataDocument, vouchingHost } from '../dist/protocol/metadata-document.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
-import { CALLBACK, FORM, ISSUER, bearer, dance, fieldOf, folder, form, testApp } from './app.js'
+import { CALLBACK, FORM, ISSUER, bearer, dance, fieldOf, folder, form, replace, testApp } from './app.js'
 import { Network, PUBLIC } from './network.js'
 
 // Client ID Metadata Documents: draft-ietf-oauth-client-id-metadata-document-01, and MCP 2026-07-28.
@@ -64,7 +64,7 @@ function text (html: string): string {
 
 /** Moves the clock by which documents and counts grow old, which is read at most once a millisecond. */
 async function at (t: Test, milliseconds: number): Promise<{ restore: () => void }> {
-  const clock = t.intercept(performance, 'now', { value: () => milliseconds })
+  const clock = replace(t, performance, 'now', () => milliseconds)
   await setTimeout(5)
   return clock
 }
@@ -298,7 +298,7 @@ t.test('§6.2: a client with keys proves itself at the token endpoint and when i
   const code = await flow.code(remote)
   t.equal((await flow.redeem(remote, code, await assertionOf(remote, two, { kid: 'b' }))).statusCode, 401, 'just asked')
   t.equal(network.asked.filter((url) => url.includes('jwks')).length, 1)
-  const now = t.intercept(Date, 'now', { value: () => at + 31_000 })
+  const now = replace(t, Date, 'now', () => at + 31_000)
   const later = await flow.redeem(remote, code, await assertionOf(remote, two, { kid: 'b' }))
   t.equal(later.statusCode, 200)
   now.restore()
@@ -341,7 +341,7 @@ t.test('keys that cannot be had are asked for once in 5 seconds at most, whoever
     const start = Date.now()
     const counts = []
     for (const seconds of [0, 0, 4.9, 5, 9.9, 10]) {
-      const clock = t.intercept(Date, 'now', { value: () => start + seconds * 1000 })
+      const clock = replace(t, Date, 'now', () => start + seconds * 1000)
       t.equal((await flow.redeem(id, code, await assertionOf(id, key))).statusCode, status)
       clock.restore()
       counts.push(network.asked.filter((url) => url === `https://keys.example/${path}`).length)
@@ -441,7 +441,7 @@ t.test('another node, which has not met the client, asks on behalf of the user w
 
   const [old, fresh] = [await flow.code(HOSTED), await flow.code(HOSTED)]
   const later = Date.now() + 61_000
-  const clock = t.intercept(Date, 'now', { value: () => later })
+  const clock = replace(t, Date, 'now', () => later)
   t.equal((await post('/oauth/token', { grant_type: 'authorization_code', code: old })).statusCode, 401)
   clock.restore()
   t.equal(network.asked.length, 5, 'an old code is nobody\'s')
@@ -737,7 +737,7 @@ t.test('keys are asked for on behalf of a user, seldom where they fail, and apar
   }
   t.equal(keys(), 2, 'one that is no keys, and one that is not there, are remembered')
   const now = Date.now()
-  const later = t.intercept(Date, 'now', { value: () => now + 10_001 })
+  const later = replace(t, Date, 'now', () => now + 10_001)
   await redeem(ids[0]!, codes[0]!)
   t.equal(keys(), 3)
   later.restore()

@@ -54,10 +54,12 @@ const AXES = {
 
 type Combination = { [axis in keyof typeof AXES]: typeof AXES[axis][number] }
 
+/** What a client may do is decided by these together, and each of the others by itself or with one more. */
+const ENTWINED = ['lifetimes', 'registration', 'clientIdMetadata', 'clients']
+
 /**
- * Of the full product, which takes minutes (COMBINATIONS=all), as few as bring each value of every three options
- * together: all that `lifetimes`, `registration` and `clients` do to one another is among it. It is walked in steps that
- * are no divisor of its length, so that neighbours differ.
+ * Of the full product, which takes minutes (COMBINATIONS=all), as few as bring together each value of every two options,
+ * and of every three that are entwined. It is walked in steps that are no divisor of its length, so that neighbours differ.
  */
 function combinations (): Combination[] {
   const axes = Object.entries(AXES) as Array<[string, readonly unknown[]]>
@@ -71,10 +73,12 @@ function combinations (): Combination[] {
       return { axis, value }
     })
   }).filter((choice) => {
-    const names = choice.map(({ axis, value }) => `${axis} ${value} `)
-    const triples = names.flatMap((one, i) => names.slice(i + 1).flatMap((two, j) => names.slice(i + j + 2).map((three) => one + two + three)))
-    const isNew = triples.some((triple) => !met.has(triple))
-    triples.forEach((triple) => met.add(triple))
+    const together = choice.flatMap((one, i) => choice.slice(i + 1).flatMap((two, j) => [
+      [one, two],
+      ...choice.slice(i + j + 2).map((three) => [one, two, three]).filter((three) => three.every(({ axis }) => ENTWINED.includes(axis)))
+    ])).map((values) => JSON.stringify(values))
+    const isNew = together.some((values) => !met.has(values))
+    together.forEach((values) => met.add(values))
     return isNew || process.env.COMBINATIONS === 'all'
   }).map((choice) => Object.fromEntries(choice.map(({ axis, value }) => [axis, AXES[axis as keyof Combination][value]])) as Combination)
 }

@@ -11,7 +11,7 @@ import mcpOAuth, { StoreUnavailableError, type McpOAuthOptions, type Measurement
 import remoteGuard from '../dist/remote.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { CALLBACK, FORM, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
+import { CALLBACK, FORM, bearer, dance, fieldOf, folder, form, replace, testApp, testOptions } from './app.js'
 import { freePort } from './scripts/free-port.js'
 
 const CHANNEL = 'fastify-mcp-oauth:request'
@@ -252,7 +252,7 @@ t.test('where nobody listens, nothing is published and no clock is read', async 
     return 0
   }
   const now = (): number => reading()
-  t.intercept(performance, 'now', { value: now })
+  replace(t, performance, 'now', now)
   let published = 0
   Object.defineProperty(channel(CHANNEL), 'publish', { configurable: true, value: () => { published++ } })
   t.teardown(() => { delete (channel(CHANNEL) as { publish?: unknown }).publish })

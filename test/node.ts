@@ -16,17 +16,22 @@ const APP = fileURLToPath(new URL('scripts/node-app.js', import.meta.url))
 const START_TIMEOUT = 40_000
 const STOP_TIMEOUT = 15_000
 
-export interface NodeOptions {
+export interface AppOptions {
   /** Where it keeps grants: a SQLite file; or PostgreSQL, through the store's own pool or one of the app's. */
   store: { sqlite: string } | { postgres: { connectionString?: string, timeout?: number }, pool?: { connectionString: string } }
   /** URL of the Redis that its limiter shares; without it there is no limiter. */
   redis?: string
   rateLimit?: object
+}
+
+export interface ProcessOptions {
   /** The user that it becomes before it opens anything. */
   user?: number
   /** What to run it under: `['bash', '-c', '… exec "$@"', '-']`. */
   under?: string[]
 }
+
+export type NodeOptions = AppOptions & ProcessOptions
 
 export interface Answer {
   status: number
@@ -65,10 +70,19 @@ export interface AppNode {
 }
 
 /** Starts a node that answers; it is gone with the test. */
-export async function startNode (t: Test, options: NodeOptions): Promise<AppNode> {
-  const { under = [], ...settings } = options
+export async function startNode (t: Test, { user, under, ...app }: NodeOptions): Promise<AppNode> {
+  const [node] = await startProcess(t, [app], { ...(user !== undefined && { user }), ...(under !== undefined && { under }) })
+  return node!
+}
+
+export async function startNodes (t: Test, count: number, options: NodeOptions): Promise<AppNode[]> {
+  return await Promise.all(Array.from({ length: count }, async () => await startNode(t, options)))
+}
+
+/** Starts one process with several apps, which end together. */
+export async function startProcess (t: Test, apps: AppOptions[], { user, under = [] }: ProcessOptions = {}): Promise<AppNode[]> {
   // tap puts its loader into the environment of whatever is spawned; it is for the tests, not for what they start.
-  const child = spawn('env', ['-u', 'NODE_OPTIONS', ...under, process.execPath, APP], { env: { ...process.env, NODE_APP: JSON.stringify({ key: KEY, issuer: ISSUER, ...settings }) }, stdio: 'pipe' })
+  const child = spawn('env', ['-u', 'NODE_OPTIONS', ...under, process.execPath, APP], { env: { ...process.env, NODE_APP: JSON.stringify({ key: KEY, issuer: ISSUER, apps, user }) }, stdio: 'pipe' })
   const agent = new Agent({ keepAlive: true, maxSockets: 128 })
   const ended = once(child, 'exit') as Promise<[number | null, NodeJS.Signals | null]>
   const forget = (): void => { child.kill('SIGKILL') }
@@ -81,14 +95,14 @@ export async function startNode (t: Test, options: NodeOptions): Promise<AppNode
   })
   child.stdin!.on('error', () => {})
   let printed = ''
-  const port = await new Promise<number>((resolve, reject) => {
+  const ports = await new Promise<number[]>((resolve, reject) => {
     const late = setTimeout(() => reject(new Error(`A node does not start. It printed:\n${printed}`)), START_TIMEOUT)
     const hear = (chunk: Buffer): void => {
       printed += String(chunk)
-      const port = printed.match(/^{"port":(\d+)}$/m)?.[1]
-      if (port === undefined) return
+      const started = printed.match(/^{"ports":.*}$/m)?.[0]
+      if (started === undefined) return
       clearTimeout(late)
-      resolve(Number(port))
+      resolve((JSON.parse(started) as { ports: number[] }).ports)
     }
     child.stdout!.on('data', hear)
     child.stderr!.on('data', hear)
@@ -99,50 +113,48 @@ export async function startNode (t: Test, options: NodeOptions): Promise<AppNode
     })
   })
 
-  const request: AppNode['request'] = async (path, { headers = {}, body = '', method = 'POST', timeout = 30_000 } = {}) => await new Promise((resolve, reject) => {
-    const startedAt = performance.now()
-    const outgoing = httpRequest({ host: '127.0.0.1', port, agent, path, method, headers: { ...headers, 'content-length': Buffer.byteLength(body) } }, (incoming) => {
-      const chunks: Buffer[] = []
-      incoming.on('data', (chunk: Buffer) => chunks.push(chunk))
-      incoming.once('error', reject)
-      incoming.once('aborted', () => reject(new Error('cut off')))
-      incoming.once('end', () => {
-        clearTimeout(hanging)
-        resolve({ status: incoming.statusCode!, headers: incoming.headers, body: String(Buffer.concat(chunks)), took: performance.now() - startedAt })
+  return ports.map((port) => {
+    const request: AppNode['request'] = async (path, { headers = {}, body = '', method = 'POST', timeout = 30_000 } = {}) => await new Promise((resolve, reject) => {
+      const startedAt = performance.now()
+      const outgoing = httpRequest({ host: '127.0.0.1', port, agent, path, method, headers: { ...headers, 'content-length': Buffer.byteLength(body) } }, (incoming) => {
+        const chunks: Buffer[] = []
+        incoming.on('data', (chunk: Buffer) => chunks.push(chunk))
+        incoming.once('error', reject)
+        incoming.once('aborted', () => reject(new Error('cut off')))
+        incoming.once('end', () => {
+          clearTimeout(hanging)
+          resolve({ status: incoming.statusCode!, headers: incoming.headers, body: String(Buffer.concat(chunks)), took: performance.now() - startedAt })
+        })
       })
+      const hanging = setTimeout(() => outgoing.destroy(new Error(`no answer within ${timeout} ms`)), timeout)
+      outgoing.once('error', (error) => {
+        clearTimeout(hanging)
+        reject(error)
+      })
+      outgoing.end(body)
     })
-    const hanging = setTimeout(() => outgoing.destroy(new Error(`no answer within ${timeout} ms`)), timeout)
-    outgoing.once('error', (error) => {
-      clearTimeout(hanging)
-      reject(error)
-    })
-    outgoing.end(body)
-  })
-  const post = async (path: string, fields: Record<string, string>, headers: Record<string, string> = {}): Promise<Answer> =>
-    await request(path, { headers: { ...FORM, ...headers }, body: form(fields) })
+    const post = async (path: string, fields: Record<string, string>, headers: Record<string, string> = {}): Promise<Answer> =>
+      await request(path, { headers: { ...FORM, ...headers }, body: form(fields) })
 
-  return {
-    process: child,
-    output: () => printed,
-    request,
-    guard: async (token) => (await request('/mcp', { headers: bearer(token) })).status,
-    redeem: async (code) => await post('/oauth/token', redemption(code)),
-    giveBack: async (token) => await post('/oauth/revoke', { client_id: CLIENT, token }),
-    connectedApps: async (user) => JSON.parse((await request('/my/connected_apps', { method: 'GET', headers: { 'x-user': user, accept: 'application/json' } })).body),
-    disconnect: async (user, ticket) => await post('/my/connected_apps', { ticket, client: CLIENT }, { 'x-user': user, accept: 'application/json' }),
-    async stop (signal = 'SIGTERM') {
-      const late = setTimeout(forget, STOP_TIMEOUT)
-      child.kill(signal)
-      const [code] = await ended
-      clearTimeout(late)
-      agent.destroy()
-      return code
+    return {
+      process: child,
+      output: () => printed,
+      request,
+      guard: async (token) => (await request('/mcp', { headers: bearer(token) })).status,
+      redeem: async (code) => await post('/oauth/token', redemption(code)),
+      giveBack: async (token) => await post('/oauth/revoke', { client_id: CLIENT, token }),
+      connectedApps: async (user) => JSON.parse((await request('/my/connected_apps', { method: 'GET', headers: { 'x-user': user, accept: 'application/json' } })).body),
+      disconnect: async (user, ticket) => await post('/my/connected_apps', { ticket, client: CLIENT }, { 'x-user': user, accept: 'application/json' }),
+      async stop (signal = 'SIGTERM') {
+        const late = setTimeout(forget, STOP_TIMEOUT)
+        child.kill(signal)
+        const [code] = await ended
+        clearTimeout(late)
+        agent.destroy()
+        return code
+      }
     }
-  }
-}
-
-export async function startNodes (t: Test, count: number, options: NodeOptions): Promise<AppNode[]> {
-  return await Promise.all(Array.from({ length: count }, async () => await startNode(t, options)))
+  })
 }
 
 const keys = [parseKey(KEY)!]

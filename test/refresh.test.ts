@@ -7,7 +7,7 @@ import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../dist/index.j
 import { createRefreshToken, refreshTokenGrant, successorPair } from '../dist/protocol/refresh-token.js'
 import { postgresStore } from '../dist/store/postgres.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
-import { FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
+import { FORM, ISSUER, KEY, bearer, dance, fieldOf, folder, form, replace, testApp, testOptions } from './app.js'
 import { startPostgres } from './postgres.js'
 import { SDKS, type Sdk, type Session } from './sdk.js'
 import { freePort } from './scripts/free-port.js'
@@ -23,7 +23,7 @@ async function connected (t: Test, options: Partial<McpOAuthOptions> = {}, { use
   const events: AuditEvent[] = []
   const app = await testApp(t, { accessTokenLifetime: HOUR, refreshTokenLifetime: 30 * DAY, onEvent: (event) => events.push(event), ...options })
   let now = Date.now()
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   const pass = (seconds: number) => { now += seconds * 1000 }
   const { clientId, code, redeem } = dance(app, user)
   const client = await clientId()
@@ -248,7 +248,7 @@ async function connectedSdk (t: Test, sdk: Sdk) {
   await start([KEY])
   t.teardown(async () => await app.close())
   let now = Date.now()
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
 
   const provider = sdk.provider()
   /** The user's part, once the client has sent them away. */

@@ -12,7 +12,7 @@ import mcpOAuth, { StoreUnavailableError, type AuditEvent, type McpOAuthOptions 
 import remoteGuard, { type RemoteGuardOptions } from '../dist/remote.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import { connectClient, mintToken } from '../dist/testing.js'
-import { CALLBACK, FORM, bearer, dance, folder, form, testOptions } from './app.js'
+import { CALLBACK, FORM, bearer, dance, folder, form, replace, testOptions } from './app.js'
 import { Browser, callMcp, callTool, startExample, type Example } from './example.js'
 import { SDKS } from './sdk.js'
 import { freePort } from './scripts/free-port.js'
@@ -292,7 +292,7 @@ t.test('without a cache every request is asked about, and a revoked or expired t
   const now = Date.now()
   const brief = await mintToken(there.app, { userId: 'alice', scopes: ['read'], expiresAt: now + 60_000 })
   t.equal(await here.outcome(brief), '200 alice')
-  t.capture(Date, 'now', () => now + 60_000)
+  replace(t, Date, 'now', () => now + 60_000)
   await refusedFor(t, here, brief, 'token_unknown')
 })
 
@@ -300,7 +300,7 @@ t.test('asking counts as a use: a grant that is used elsewhere does not become i
   const { there, here } = await startBoth(t, { server: { idleLifetime: 600 } })
   const token = await mintToken(there.app, { userId: 'alice', scopes: ['read'] })
   let now = Date.now()
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   for (let use = 0; use < 2; use++) {
     now += 599_000
     t.equal(await here.outcome(token), '200 alice')
@@ -318,7 +318,7 @@ t.test('with cacheLifetime a good answer is believed for so long, and not a mill
   const { accessToken } = await connectClient(there.app, { headers: { 'x-user': 'alice' } })
   const start = Date.now()
   let now = start
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   for (let request = 0; request < 3; request++) t.equal(await here.outcome(accessToken), '200 alice')
   t.equal(there.asked, 1)
   await there.app.oauth.tokens.revoke({ userId: 'alice' })
@@ -334,7 +334,7 @@ t.test('a token that expires inside the cache is refused on its second', async (
   const { there, here } = await startBoth(t, { guard: { cacheLifetime: 300 } })
   const start = Math.ceil(Date.now() / 1000) * 1000
   let now = start
-  t.capture(Date, 'now', () => now)
+  replace(t, Date, 'now', () => now)
   const token = await mintToken(there.app, { userId: 'alice', scopes: ['read'], expiresAt: start + 10_000 })
   t.equal(await here.outcome(token), '200 alice')
   now = start + 9999
@@ -366,7 +366,7 @@ t.test('once an answer is too old to be believed, an authorization server that i
   t.equal(await outcome('opaque'), '200 alice')
   foreign.introspection = json({}, 500)
   t.equal(await outcome('opaque'), '200 alice')
-  t.capture(Date, 'now', () => start + 120_000)
+  replace(t, Date, 'now', () => start + 120_000)
   t.equal(await outcome('opaque'), '503')
 })
 
@@ -383,11 +383,11 @@ t.test('the cache is bounded: of 10,001 tokens the first is asked about again', 
   // Only the way to the authorization server is cut short: over a real one this takes a minute.
   const asked: string[] = []
   const origin = await address()
-  t.capture(globalThis, 'fetch', async (url: string, { body = '' }: { body?: string } = {}) => {
+  replace(t, globalThis, 'fetch', (async (url: string, { body = '' }: { body?: string } = {}) => {
     if (url.includes('/.well-known/')) return Response.json({ issuer: 'https://login.example', introspection_endpoint: 'https://login.example/introspect' })
     asked.push(new URLSearchParams(body).get('token')!)
     return Response.json({ active: true, sub: 'alice', scope: 'read', aud: `${origin}/mcp` })
-  })
+  }) as typeof fetch)
   const app = Fastify()
   t.teardown(() => app.close())
   await app.register(remoteGuard, { issuer: 'https://login.example', origin, clientId: 'x', clientSecret: 'x', scopes: ['read'], cacheLifetime: 300 })

@@ -18,7 +18,7 @@ import { postgresStore } from '../dist/store/postgres.js'
 import { newRow } from '../dist/store/schema.js'
 import { sqliteStore } from '../dist/store/sqlite.js'
 import type { TokenStore } from '../dist/store/store.js'
-import { CALLBACK, FORM, ISSUER, bearer, dance, fieldOf, folder, form, testApp, testOptions } from './app.js'
+import { CALLBACK, FORM, ISSUER, bearer, dance, fieldOf, folder, form, replace, testApp, testOptions } from './app.js'
 import { Network } from './network.js'
 import { startPostgres } from './postgres.js'
 import { freePort } from './scripts/free-port.js'
@@ -387,7 +387,7 @@ async function everything (t: Test, database: Database) {
   const { token: minted } = await app.oauth.tokens.create({ userId: 'alice', name: 'minted', scopes: ['read'] })
   secrets.add('personal token', minted)
   const now = Date.now()
-  const clock = t.capture(Date, 'now', () => now + 4000 * 1000)
+  const clock = replace(t, Date, 'now', () => now + 4000 * 1000)
   await expects(401, 'a token that has expired', call(first.access_token))
   await expects(401, 'a token that has been idle', call(minted))
   clock.restore()
