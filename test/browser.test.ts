@@ -174,7 +174,7 @@ async function listNotes (token: string): Promise<number> {
 const SIZES = [{ width: 1280, height: 900 }, { width: 390, height: 844 }]
 let axeSource: string | undefined
 
-/** axe-core finds nothing on what is shown now, light and dark, wide and narrow; nor is anything wider than the window. */
+/** axe-core finds nothing on what is shown now, nor in its colors when it is dark, wide and narrow; nor is anything wider than the window. */
 async function inspect (t: Test, page: Page, name: string): Promise<void> {
   axeSource ??= readFileSync(axe(), 'utf8')
   const cdp = await page.context().newCDPSession(page)
@@ -185,7 +185,7 @@ async function inspect (t: Test, page: Page, name: string): Promise<void> {
     await page.setViewportSize(size)
     for (const colorScheme of ['light', 'dark'] as const) {
       await page.emulateMedia({ colorScheme })
-      // In the dark only colors are others.
+      // The dark changes nothing but colors (views/styles.css), which are what these two look at.
       const rules = colorScheme === 'dark' ? ", runOnly: ['color-contrast', 'link-in-text-block']" : ''
       const findings = await evaluate<string[]>(cdp, `axe.run({ resultTypes: ['violations']${rules} }).then(({ passes, violations }) => [
         // Nothing found says something only where it was looked for. Contrast is what light and dark change.
@@ -789,6 +789,7 @@ t.test('names stay in their boxes, in a wide window and on the smallest phone, a
       t.equal(await page.locator('img, h1 h1').count(), 0)
     }
     await page.goto(authorizationUrl())
+    if (name === html) await inspect(t, page, `consent: ${name}`)
     await look('consent', 5)
     await token(await leave(page, 'Allow', program.url))
     await page.goto(`${origin}/my/connected_apps`)

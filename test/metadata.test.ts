@@ -54,12 +54,16 @@ const AXES = {
 
 type Combination = { [axis in keyof typeof AXES]: typeof AXES[axis][number] }
 
-/** What a client may do is decided by these together, and each of the others by itself or with one more. */
-const ENTWINED = ['lifetimes', 'registration', 'clientIdMetadata', 'clients']
+/** Options that decide something together: what a client may do, what is said of a token, which paths there are. */
+const ENTWINED = [
+  ['lifetimes', 'registration', 'clientIdMetadata', 'clients'],
+  ['issuer', 'clients', 'resources'],
+  ['issuer', 'registration', 'rootAliases']
+]
 
 /**
- * Of the full product, which takes minutes (COMBINATIONS=all), as few as bring together each value of every two options,
- * and of every three that are entwined. It is walked in steps that are no divisor of its length, so that neighbours differ.
+ * Of the full product, which takes minutes (COMBINATIONS=all), those that bring together something new: values of two
+ * options, or of three that are entwined. It is walked in steps that are no divisor of its length, so that neighbours differ.
  */
 function combinations (): Combination[] {
   const axes = Object.entries(AXES) as Array<[string, readonly unknown[]]>
@@ -75,7 +79,7 @@ function combinations (): Combination[] {
   }).filter((choice) => {
     const together = choice.flatMap((one, i) => choice.slice(i + 1).flatMap((two, j) => [
       [one, two],
-      ...choice.slice(i + j + 2).map((three) => [one, two, three]).filter((three) => three.every(({ axis }) => ENTWINED.includes(axis)))
+      ...choice.slice(i + j + 2).map((three) => [one, two, three]).filter((three) => ENTWINED.some((axes) => three.every(({ axis }) => axes.includes(axis))))
     ])).map((values) => JSON.stringify(values))
     const isNew = together.some((values) => !met.has(values))
     together.forEach((values) => met.add(values))

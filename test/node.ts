@@ -49,7 +49,7 @@ export interface RequestOptions {
   timeout?: number
 }
 
-/** One process of a deployment. */
+/** One app of a deployment, mostly alone in its process. */
 export interface AppNode {
   process: ChildProcess
   /** Everything printed so far. */
@@ -65,7 +65,7 @@ export interface AppNode {
   connectedApps: (user: string) => Promise<{ ticket: string, apps: unknown[] }>
   /** The user disconnects the client of these tests. */
   disconnect: (user: string, ticket: string) => Promise<Answer>
-  /** Sends a signal and waits for the end; what does not end is killed, and its code is null. */
+  /** Sends its process a signal and waits for the end; what does not end is killed, and its code is null. */
   stop: (signal?: NodeJS.Signals) => Promise<number | null>
 }
 
