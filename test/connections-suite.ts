@@ -164,7 +164,7 @@ export function mixUp (t: Test): void {
     }
     for (const [title, ask, status, reason, text] of [
       ['no state', () => changed((query) => query.delete('state')), 400, 'connection_state', /not, or no longer, an answer/],
-      ['a changed state', () => changed((query) => query.set('state', query.get('state')!.slice(0, -2) + 'AA')), 400, 'connection_state', /not, or no longer/],
+      ['a changed state', () => changed((query) => query.set('state', query.get('state')!.replace(/(..)$/, (last) => last === 'AA' ? 'BB' : 'AA'))), 400, 'connection_state', /not, or no longer/],
       ['another user', () => changed(() => {}, 'bob'), 403, 'connection_for_another_user', /begun by another user/],
       ['the callback of another server', () => changed(() => {}, undefined, undefined, 'other'), 400, 'connection_state', /not, or no longer/],
       ['a foreign iss', () => changed((query) => query.set('iss', 'https://evil.example')), 400, 'connection_issuer', /another server/],
