@@ -976,6 +976,8 @@ t.test('20. pages cannot be framed, and a post without a ticket, with another’
   const location = locationOf(answer)
   t.equal(location.origin + location.pathname, CALLBACK)
   t.equal(location.searchParams.get('state'), 'xyz')
+  // A code may say anything.
+  location.searchParams.delete('code')
   t.notMatch(location.href, /evil/)
 })
 
@@ -1492,7 +1494,7 @@ t.test('33. whatever Host, X-Forwarded-Host or target a request names, no URL in
     for (const [title, request, headers, body] of await fresh()) {
       const answer = await send([`${request.replace(' ', ' http://evil.example')} HTTP/1.1`, 'Host: localhost:3000', ...headers], body)
       t.match(answer, /^HTTP\/1\.1 [2-4]\d\d /, title)
-      t.notMatch(answer.replace(/Route \w+:http:\/\/evil\.example\S* not found/, ''), /evil/, `${title}: as a whole URL`)
+      t.notMatch(answer.replace(/Route \w+:http:\/\/evil\.example\S* not found/, ''), /evil\.example/, `${title}: as a whole URL`)
     }
     for (const lines of [['Host: localhost', 'Host: evil.example'], ['Host: evil.example', 'Host: localhost'], []]) {
       const answer = await send(['GET /.well-known/oauth-authorization-server HTTP/1.1', ...lines])

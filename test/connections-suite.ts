@@ -44,10 +44,10 @@ export function jobs (t: Test, sdks: readonly Sdk[], without?: string): void {
       await local.connect('alice')
       let now = Date.now()
       replace(t, Date, 'now', () => now)
-      now += HOUR - 61_000
+      now += HOUR - 90_000
       await job(sdk, local.connections, remote.url, 'alice', 'list_notes')
       t.equal(refreshes(remote), 0, 'not while it is good')
-      now += 1000
+      now += 30_000
       await job(sdk, local.connections, remote.url, 'alice', 'list_notes')
       t.equal(refreshes(remote), 1, 'a minute before its end')
       now += HOUR * 2

@@ -385,7 +385,7 @@ t.test('no handler runs for a refused request whose client hangs up, however slo
       for (const hangUp of ['resetAndDestroy', 'destroySoon'] as const) {
         sent++
         const socket = connect(port, '127.0.0.1').on('error', () => {})
-        socket.write(`${method} ${path} HTTP/1.1\r\nHost: localhost\r\n${authorization}\r\n`, () => setTimeout(() => socket[hangUp](), 5))
+        socket.write(`${method} ${path} HTTP/1.1\r\nHost: localhost\r\n${authorization}\r\n`, () => setTimeout(() => socket[hangUp](), 25))
       }
     }
   }

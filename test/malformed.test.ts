@@ -319,8 +319,9 @@ t.test('whatever comes over a socket is answered or closed at once, never with a
   t.strictSame([200, 201, 204, 303, 400, 401, 403, 404, 408, 413, 415, 417, 431, 503].filter((status) => !statuses.has(status)), [], 'every kind of answer was among them')
   t.strictSame(logged.filter(({ level, reason }) => level >= 50 && reason !== 'client_metadata_unreachable'), [], 'and the log knows of no failure')
 
-  await sleep(700)
-  t.equal(await new Promise((resolve, reject) => app.server.getConnections((error, count) => error === null ? resolve(count) : reject(error))), 0, 'no connection is left')
+  const connections = async (): Promise<number> => await new Promise((resolve, reject) => app.server.getConnections((error, count) => error === null ? resolve(count) : reject(error)))
+  for (const deadline = Date.now() + 5000; Date.now() < deadline && await connections() > 0;) await sleep(50)
+  t.equal(await connections(), 0, 'no connection is left')
   const { connect } = dance(app)
   const { token } = await connect()
   const call = await fetch(`http://127.0.0.1:${port}/mcp`, { method: 'POST', headers: { ...bearer(token), 'content-type': 'application/json', connection: 'close' }, body: '{}' })

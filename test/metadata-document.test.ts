@@ -649,13 +649,13 @@ t.test('a host that is slow to begin, slow to go on, silent or without the right
   await Promise.all(ids.map(async (id, index) => {
     const page = await dance(app, `user ${index}`).authorize(id)
     t.equal(page.statusCode, 503, id)
-    t.ok(performance.now() - started < 6500, `after ${Math.round(performance.now() - started)} ms`)
+    t.ok(performance.now() - started < 9000, `after ${Math.round(performance.now() - started)} ms`)
   }))
   t.equal(log.filter(({ err }) => /no whole answer within 5000 ms/.test(JSON.stringify(err ?? ''))).length, 5)
   t.ok(log.some(({ err }) => /over 10 answers of 1xx/.test(err?.message ?? '')), 'announcements for 5 seconds would keep this server busy for as long')
   t.ok(log.some(({ err }) => /altnames/.test(JSON.stringify(err ?? ''))), 'the certificate is of another name')
   t.ok(log.every((line) => JSON.stringify(line).length < 3000), 'neither what came nor certificates are kept and logged')
-  await setTimeout(100)
+  for (let wait = 0; wait < 100 && closed.length < 2; wait++) await setTimeout(50)
   t.strictSame(closed.sort(), ['drip', 'silent'], 'no connection is left')
 })
 

@@ -434,7 +434,8 @@ t.test('a node that is killed while it issues loses no token and no revocation t
     t.comment(`${where}, ${KILLS} kills: ${issued.length} issued, ${revoked.length} revoked, ${unanswered.length} without an answer, ${wrong.length} wrong afterwards, ${seconds(startedAt)}`)
     t.strictSame(count(odd), {})
     t.ok(issued.length > KILLS && revoked.length > KILLS)
-    t.equal(new Set(unanswered).size, KILLS, 'each kill came in the middle')
+    // Now and then all that was asked has just been answered.
+    t.ok(new Set(unanswered).size >= KILLS * 0.75, 'the kills came in the middle')
     t.strictSame(count(wrong), {})
   }
 })
