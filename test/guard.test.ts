@@ -370,7 +370,7 @@ t.test('no handler runs for a refused request whose client hangs up, however slo
   let answers = 0
   let handled = 0
   app.addHook('onSend', async () => {
-    await sleep(20)
+    await sleep(100)
     answers++
   })
   for (const hook of ['onRequest', 'preHandler']) {

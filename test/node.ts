@@ -26,9 +26,9 @@ export interface AppOptions {
 
 export interface ProcessOptions {
   /** The user that it becomes before it opens anything. */
-  user?: number
+  user?: number | undefined
   /** What to run it under: `['bash', '-c', '… exec "$@"', '-']`. */
-  under?: string[]
+  under?: string[] | undefined
 }
 
 export type NodeOptions = AppOptions & ProcessOptions
@@ -71,7 +71,7 @@ export interface AppNode {
 
 /** Starts a node that answers; it is gone with the test. */
 export async function startNode (t: Test, { user, under, ...app }: NodeOptions): Promise<AppNode> {
-  const [node] = await startProcess(t, [app], { ...(user !== undefined && { user }), ...(under !== undefined && { under }) })
+  const [node] = await startProcess(t, [app], { user, under })
   return node!
 }
 

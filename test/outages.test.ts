@@ -144,8 +144,10 @@ t.test('while PostgreSQL is silent everything is 503 within the timeout, and it 
 })
 
 t.test('a look-up takes no longer than the timeout, also one that waits for others', async (t) => {
+  // Long beside the time that a loaded machine loses: one that waited for others first would take nearly twice as long.
+  const timeout = 2 * TIMEOUT
   const wire = await startWire(t, await server.database())
-  const store = postgresStore({ connectionString: wire.url, timeout: TIMEOUT })
+  const store = postgresStore({ connectionString: wire.url, timeout })
   await store.open()
   t.teardown(() => store.close())
   wire.freeze()
@@ -157,8 +159,8 @@ t.test('a look-up takes no longer than the timeout, also one that waits for othe
     took.push(Math.round(performance.now() - startedAt))
   }))
   wire.thaw()
-  t.comment(`with a timeout of ${TIMEOUT} ms: ${took.join(', ')} ms`)
-  t.ok(Math.max(...took) < TIMEOUT * 2)
+  t.comment(`with a timeout of ${timeout} ms: ${took.join(', ')} ms`)
+  t.ok(Math.max(...took) < 1.5 * timeout)
 })
 
 t.test('PostgreSQL dying while a node makes its table is an error of that start, not a crash', needsOwnServer, async (t) => {
