@@ -94,7 +94,10 @@ export interface McpOAuthOptions {
   refreshGrace?: number
   /** Seconds without use after which a grant ends, at least 600. Default null: never. */
   idleLifetime?: number | null
-  /** Dynamic registration. Loopback redirect URIs may register, and the exact ones listed here. Default enabled. */
+  /**
+   * Dynamic registration. Loopback redirect URIs may register, and the exact ones listed here; one that is taken off the
+   * list gets no codes any more. Default enabled.
+   */
   registration?: { enabled?: boolean, redirectUris?: readonly string[] }
   /** Clients whose id is the https URL of their metadata: claude.ai, ChatGPT and other hosted ones. Default true: of any public host. */
   clientIdMetadata?: boolean | ClientIdMetadata
@@ -205,7 +208,7 @@ export async function resolveOptions (options: McpOAuthOptions, log: FastifyBase
     store: parseStore(options.store),
     findClient: createClientFinder([
       configured.find,
-      registeredClients(clientIds),
+      registeredClients(clientIds, registration.redirectUris),
       ...(clientIdMetadata === null ? [] : [metadataClients({ ...clientIdMetadata, grantTypes: userGrantTypes })])
     ]),
     codes: await createSealer<AuthorizationCode>(keys, 'code'),

@@ -5,6 +5,8 @@ import Fastify, { type FastifyPluginAsync } from 'fastify'
 import * as oauth from 'oauth4webapi'
 import * as openidClient from 'openid-client'
 import { createHash, randomBytes } from 'node:crypto'
+import { rmSync } from 'node:fs'
+import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../dist/index.js'
 import { folder, testOptions } from './app.js'
@@ -191,6 +193,28 @@ for (const sdk of SDKS) {
       t.equal(callback.searchParams.get('error'), 'access_denied')
       await t.rejects(denied.finishAuth(callback))
       t.equal(provider.tokens(), undefined)
+    })
+
+    await t.test('a client id that the server knows no more is forgotten, and the next connection registers again', async (t) => {
+      const forgotten = sdk.session(url, provider)
+      t.teardown(async () => await forgotten.close())
+      await refusal(t, forgotten.connect(), sdk.Unauthorized)
+      const { callback } = await provider.askUser(alice)
+      await example.stop()
+      rmSync(join(example.dataDir, 'oauth-key'))
+      await startExample(t, { ...UNLIMITED, dataDir: example.dataDir, port: example.port })
+      await t.rejects(forgotten.finishAuth(callback))
+      t.strictSame([provider.clientInformation(), provider.tokens(), provider.registrations], [undefined, undefined, 1])
+
+      const next = sdk.session(url, provider)
+      t.teardown(async () => await next.close())
+      await refusal(t, next.connect(), sdk.Unauthorized)
+      await next.finishAuth((await provider.askUser(alice)).callback)
+      const again = sdk.session(url, provider)
+      t.teardown(async () => await again.close())
+      await again.connect()
+      t.equal(await again.call('list_notes'), `- by ${sdk.name}`)
+      t.equal(provider.registrations, 2)
     })
   })
 }

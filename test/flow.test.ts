@@ -259,12 +259,29 @@ t.test('repeated parameters and arrays are refused, on a page (RFC 6749 §3.1)',
   }
 })
 
+t.test('a redirect URI that the app lists no more gets no code and no error, whoever registered it before', async (t) => {
+  const [kept, withdrawn] = ['https://kept.example/cb', 'https://withdrawn.example/cb']
+  const before = dance(await testApp(t, { registration: { redirectUris: [kept, withdrawn] } }))
+  const client = await before.clientId({ redirect_uris: [CALLBACK, kept, withdrawn] })
+  const alone = await before.clientId({ redirect_uris: [withdrawn] })
+  for (const redirectUris of [[kept], []]) {
+    const { authorize } = dance(await testApp(t, { registration: { redirectUris } }))
+    for (const clientId of [client, alone]) {
+      const refused = await authorize(clientId, { redirect_uri: withdrawn })
+      t.strictSame([refused.statusCode, refused.headers.location], [400, undefined])
+      t.equal((await authorize(clientId, { redirect_uri: withdrawn, response_type: 'token' })).headers.location, undefined)
+    }
+    t.equal((await authorize(client, { redirect_uri: CALLBACK })).statusCode, 200, 'the others of the same client are as before')
+    t.equal((await authorize(client, { redirect_uri: kept })).statusCode, redirectUris.length > 0 ? 200 : 400)
+  }
+})
+
 t.test('other errors go back to the client with error, state and iss', async (t) => {
   const { clientId, authorize } = dance(await testApp(t, { registration: { redirectUris: ['https://client.example/cb?tenant=1'] } }))
   const client = await clientId({ redirect_uris: [CALLBACK, 'https://client.example/cb?tenant=1'] })
   const cases: Array<[changes: Record<string, string>, error: string]> = [
     [{ response_type: 'token' }, 'unsupported_response_type'],
-    [{ response_type: '' }, 'unsupported_response_type'],
+    [{ response_type: '' }, 'invalid_request'],
     [{ code_challenge: '' }, 'invalid_request'],
     [{ code_challenge: 'short' }, 'invalid_request'],
     [{ code_challenge_method: 'plain' }, 'invalid_request'],

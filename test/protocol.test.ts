@@ -405,7 +405,7 @@ t.test('an authorization request is checked in order: response type, PKCE, resou
   t.equal(parse({ prompt: 'consent', unknown: 'x', nonce: 'y' }).resource, 'https://notes.example.com/mcp', 'unknown parameters are ignored')
 
   for (const [changes, code, reason] of [
-    [{ response_type: '' }, 'unsupported_response_type', 'response_type_unsupported'],
+    [{ response_type: '' }, 'invalid_request', 'response_type_unsupported'],
     [{ response_type: 'token' }, 'unsupported_response_type', 'response_type_unsupported'],
     [{ response_type: 'code token' }, 'unsupported_response_type', 'response_type_unsupported'],
     [{ code_challenge: '' }, 'invalid_request', 'pkce_challenge_missing'],
@@ -817,7 +817,7 @@ t.test('the same app has the same client id from every port and in every order o
   t.not(await register('Codex', 'http://127.0.0.1:1/callback'), clientId)
   t.not(await register('Codex 2', 'http://127.0.0.1:1/callback', 'http://localhost:2/callback'), clientId)
 
-  const find = createClientFinder([registeredClients(signer)])
+  const find = createClientFinder([registeredClients(signer, [])])
   t.strictSame(await find(clientId, nobody), { clientId, clientName: 'Codex', redirectUris: ['http://127.0.0.1/callback', 'http://localhost/callback'], configured: false })
   t.equal(await find(clientId.slice(0, -1), nobody), undefined)
   t.equal(await find('', nobody), undefined)

@@ -1,4 +1,4 @@
-import { canonicalRedirectUris, type ClientMetadata } from '../protocol/client-metadata.js'
+import { canonicalRedirectUris, mayRegister, type ClientMetadata } from '../protocol/client-metadata.js'
 import { OAuthError } from '../protocol/errors.js'
 import type { Signer } from '../protocol/sealed.js'
 import { MAX_CLIENT_ID_LENGTH, type ClientSource } from './client.js'
@@ -28,10 +28,20 @@ export async function registeredClientId (signer: Signer<ClientIdPayload>, metad
   return clientId
 }
 
-/** Clients whose id is their signed metadata. */
-export function registeredClients (signer: Signer<ClientIdPayload>): ClientSource {
+/**
+ * Clients whose id is their signed metadata. An id is good for ever, and so are its loopback URIs; the others only while
+ * the app lists them, or a domain that somebody else got hold of would go on getting codes.
+ *
+ * @param listed the exact redirect URIs that may register beside loopback ones
+ */
+export function registeredClients (signer: Signer<ClientIdPayload>, listed: readonly string[]): ClientSource {
   return async (clientId) => {
     const payload = await signer.verify(clientId)
-    return payload && { clientId, clientName: payload.client_name, redirectUris: payload.redirect_uris, configured: false }
+    return payload && {
+      clientId,
+      clientName: payload.client_name,
+      redirectUris: payload.redirect_uris.filter((redirectUri) => mayRegister(redirectUri, listed)),
+      configured: false
+    }
   }
 }

@@ -77,8 +77,11 @@ export async function connectedAppsEndpoint (app: FastifyInstance, settings: Set
     }
     const name = printable(form.get('name') ?? '')
     const ticked = scopes.expand(form.getAll('scope'))
-    if (name === '' || [...name].length > MAX_NAME_CHARACTERS || ticked.length === 0) {
-      throw new OAuthError('invalid_request', `A token needs a name of at most ${MAX_NAME_CHARACTERS} characters and at least one permission.`, { reason: 'token_name_invalid' })
+    if (name === '' || [...name].length > MAX_NAME_CHARACTERS) {
+      throw new OAuthError('invalid_request', `A token needs a name of at most ${MAX_NAME_CHARACTERS} characters.`, { reason: 'token_name_invalid' })
+    }
+    if (ticked.length === 0) {
+      throw new OAuthError('invalid_request', 'A token needs at least one permission.', { reason: 'token_scope_missing' })
     }
     const days = form.get('days') ?? ''
     if (!['', ...LIFETIMES].includes(days)) {

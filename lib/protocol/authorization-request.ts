@@ -50,8 +50,9 @@ export function parseAuthorizationRequest (
   const refuse = (code: ErrorCode, description: string, reason: Reason): ErrorForClient =>
     new Refusal(code, description, { redirectUri, state, reason })
 
-  if (parameters.get('response_type') !== 'code') {
-    throw refuse('unsupported_response_type', 'The response_type must be code.', 'response_type_unsupported')
+  const responseType = parameters.get('response_type')
+  if (responseType !== 'code') {
+    throw refuse(responseType === undefined ? 'invalid_request' : 'unsupported_response_type', 'The response_type must be code.', 'response_type_unsupported')
   }
 
   const codeChallenge = parameters.get('code_challenge')

@@ -48,6 +48,11 @@ export function parseClientMetadata (body: unknown, policy: RegistrationPolicy):
   }
 }
 
+/** Whether a client that registers itself may be answered there: on the user's computer, or where the app says so. */
+export function mayRegister (redirectUri: string, listed: readonly string[]): boolean {
+  return isLoopbackRedirectUri(redirectUri) || listed.includes(redirectUri)
+}
+
 /** The form that is signed into a client id: the same for every port and every order of the same URIs. */
 export function canonicalRedirectUris (redirectUris: readonly string[]): string[] {
   return [...new Set(redirectUris.map(withoutLoopbackPort))].sort()
@@ -80,7 +85,7 @@ function parseRedirectUris (value: unknown, policy: RegistrationPolicy): string[
   if (!isStrings(value) || value.length === 0) {
     throw new OAuthError('invalid_redirect_uri', 'redirect_uris must be a list of strings.', { reason: 'redirect_uri_missing' })
   }
-  const allowed = value.filter((uri) => isLoopbackRedirectUri(uri) || policy.redirectUris.includes(uri))
+  const allowed = value.filter((uri) => mayRegister(uri, policy.redirectUris))
   if (allowed.length === 0) {
     throw new OAuthError('invalid_redirect_uri', 'Only loopback redirect URIs (http://localhost, http://127.0.0.1, http://[::1]) can be registered here.', { reason: 'redirect_uri_not_allowed' })
   }

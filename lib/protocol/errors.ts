@@ -42,7 +42,7 @@ export type Reason =
   | 'refresh_token_missing' | 'refresh_token_unknown' | 'refused_by_app' | 'request_too_long' | 'resource_mismatch'
   | 'resource_unknown' | 'response_type_unsupported' | 'scope_exceeds_grant' | 'signed_out' | 'store_unavailable'
   | 'ticket_expired' | 'ticket_for_another_user' | 'ticket_spent' | 'ticket_unreadable' | 'token_expired'
-  | 'token_expiry_invalid' | 'token_for_another_resource' | 'token_idle' | 'token_missing' | 'token_name_invalid'
+  | 'token_expiry_invalid' | 'token_for_another_resource' | 'token_idle' | 'token_missing' | 'token_name_invalid' | 'token_scope_missing'
   | 'token_revoked' | 'token_scope_insufficient' | 'token_type_unsupported' | 'token_unknown' | 'token_without_user'
   | 'unexpected' | 'user_unknown'
 

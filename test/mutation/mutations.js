@@ -371,6 +371,13 @@ export default [
     why: 'a client id is signed'
   },
   {
+    file: 'lib/clients/registered.ts',
+    search: 'mayRegister(redirectUri, listed)',
+    replace: 'true',
+    tests: [flow('a redirect URI that the app lists no more gets no code and no error, whoever registered it before')],
+    why: 'a redirect URI can be withdrawn'
+  },
+  {
     file: 'lib/clients/client.ts',
     search: 'if (!isIdentifier(clientId, MAX_CLIENT_ID_LENGTH)) return undefined',
     replace: '',
