@@ -1,16 +1,18 @@
 import { DatabaseSync } from '@photostructure/sqlite'
-import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import Fastify, { type FastifyInstance, type FastifyRequest, type FastifyServerOptions } from 'fastify'
 import { CompactEncrypt, CompactSign, SignJWT, UnsecuredJWT } from 'jose'
 import { generateKeyPairSync, hash } from 'node:crypto'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type RequestListener } from 'node:http'
+import { connect as connectHttp2 } from 'node:http2'
 import { connect as connectTo } from 'node:net'
 import { dirname, join } from 'node:path'
 import { performance } from 'node:perf_hooks'
 import process from 'node:process'
 import { fileURLToPath } from 'node:url'
 import t, { type Test } from 'tap'
+import mcpConnections, { sqliteConnectionStore } from '../dist/connections/index.js'
 import mcpOAuth, { type AuditEvent, type McpOAuthOptions } from '../dist/index.js'
 import { createRefreshToken } from '../dist/protocol/refresh-token.js'
 import { createSealer, createSigner } from '../dist/protocol/sealed.js'
@@ -1449,8 +1451,8 @@ t.test('32. another user’s grant on the connected-apps page is 404, to the let
 })
 
 t.test('33. whatever Host, X-Forwarded-Host or target a request names, no URL in a document, challenge or redirect changes', async (t) => {
-  for (const trustProxy of [false, true]) {
-    const { app, query, ticket, code, codeVerifier, page, connect } = await attacked(t, {}, { server: { trustProxy } })
+  for (const [issuer, trustProxy] of [[ISSUER, false], [ISSUER, true], ['https://notes.example.com', false], ['https://notes.example.com', true]] as const) {
+    const { app, query, ticket, code, codeVerifier, page, connect } = await attacked(t, { issuer }, { server: { trustProxy } })
     const { clientId: client } = await connect()
     const { send } = await listen(app)
     const fresh = async (): Promise<Array<[title: string, request: string, headers: string[], body: string]>> => {
@@ -1477,6 +1479,8 @@ t.test('33. whatever Host, X-Forwarded-Host or target a request names, no URL in
     // What differs from one answer to the next, whoever asks.
     const comparable = (answer: string): string => answer.replace(/^date:.*\r\n/mi, '').replace(/eyJ[\w-]{10,}\.[\w-]*\.[\w.-]+/g, '<sealed>').replace(/oat_[\w-]+/, '<token>').replace(/"client_id_issued_at":\d+/, '').replace(/grant" value="[\w-]+|about-[\w-]+/g, '').replace(/^content-length:.*\r\n/mi, '')
     const listings = /connected apps$/
+    // On loopback these are refused by another name: attack 37.
+    const pages = /^(consent|sign-in|an error for the client|approval|refusal|connected apps.*|a revocation by the user)$/
     const honest = new Map<string, string>()
     for (const [title, request, headers, body] of await fresh()) honest.set(title, comparable(await send([`${request} HTTP/1.1`, 'Host: localhost:3000', ...headers], body)))
     for (const [title, answer] of honest) t.match(answer, /^HTTP\/1\.1 (200|201|303|400|401|404) /, title)
@@ -1487,7 +1491,8 @@ t.test('33. whatever Host, X-Forwarded-Host or target a request names, no URL in
       for (const [title, request, headers, body] of await fresh()) {
         const answer = comparable(await send([`${request} HTTP/1.1`, ...forged, ...headers], body))
         t.notMatch(answer, /evil/, `${title}: ${forged.join()}`)
-        if (!listings.test(title)) t.equal(answer, honest.get(title), `${title}: ${forged.join()}`)
+        if (issuer === ISSUER && pages.test(title) && forged[0] !== 'Host: localhost:3000') t.match(answer, /^HTTP\/1\.1 421 (?![^]*^location:)/mi, `${title}: ${forged.join()}`)
+        else if (!listings.test(title)) t.equal(answer, honest.get(title), `${title}: ${forged.join()}`)
       }
     }
     // The target may be a whole URL, which comes before Host. RFC 9112 §3.2.2.
@@ -1676,8 +1681,65 @@ t.test('36. no client id makes this server ask an address of its own network, fo
   t.equal(happened('token.issued'), 0)
 })
 
-t.test('the numbers 1 to 36 are each the beginning of exactly one test here', async (t) => {
+t.test('37. a web site that points its own name at this computer is shown no page, and nothing that it posts counts', async (t) => {
+  const asked: string[] = []
+  // The app of one user, on their own computer: no cookie says whose browser it is.
+  const currentUser = ({ headers, hostname }: FastifyRequest) => {
+    asked.push(headers.host ?? hostname)
+    return { id: 'alice' }
+  }
+  for (const trustProxy of [false, true]) {
+    const { app, events, path, clientId, query, ticket, page } = await attacked(t, { currentUser }, { server: { trustProxy } })
+    const connected = Fastify({ trustProxy })
+    t.teardown(async () => await connected.close())
+    await connected.register(mcpConnections, { baseUrl: ISSUER, keys: [KEY], store: sqliteConnectionStore({ path: join(folder(), 'connections.db') }), servers: { notes: { url: `${ISSUER}/mcp` } }, currentUser, loginUrl: '/login' })
+    const client = await clientId()
+    const { grantId } = await app.oauth.tokens.create({ userId: 'alice', name: 'x', scopes: ['read'] })
+    const connectTicket = fieldOf((await connected.inject('/my/connections')).body, 'ticket')
+    const [consentTicket, pageTicket] = [await ticket(client), fieldOf(await page(), 'ticket')]
+    const requests: Array<[app: FastifyInstance, url: string, fields?: Record<string, string>]> = [
+      [app, `/oauth/authorize?${form(query(client))}`], [app, `/oauth/authorize?${form(query(client, { scope: 'read' }))}`], [app, '/my/connected_apps'], [connected, '/my/connections'],
+      [app, '/oauth/authorize', { ticket: consentTicket, decision: 'approve', scope: 'read' }], [app, '/oauth/authorize', { ticket: consentTicket, decision: 'deny' }],
+      [app, '/my/connected_apps', { ticket: pageTicket, name: 'x', scope: 'read' }], [app, '/my/connected_apps', { ticket: pageTicket, grant: grantId }],
+      [connected, '/my/connections', { ticket: connectTicket, connect: 'notes' }], [connected, '/my/connections', { ticket: connectTicket, disconnect: 'notes' }]
+    ]
+    const ask = async ([app, url, fields]: typeof requests[number], headers: Record<string, string>) => await app.inject({ url, headers: { ...FORM, ...headers }, ...(fields !== undefined && { method: 'POST', payload: form(fields) }) })
+    const [before, rows, askedBefore] = [events.length, rowsIn(path), asked.length]
+    for (const headers of [
+      ...['evil.example', 'evil.example:3000', 'localhost.evil.example:3000', '127.0.0.1.evil.example', 'localhost:3000@evil.example', 'evil.example:3000:3000', 'evil.example#localhost', 'evillocalhost', '[::1].evil.example', '0.0.0.0:3000', '192.168.0.7:3000', '[::2]:3000', ':3000'].map((host) => ({ host })),
+      { host: 'evil.example:3000', 'x-forwarded-host': 'localhost:3000' }, { host: 'evil.example', 'x-forwarded-host': '127.0.0.1', forwarded: 'host=localhost', origin: ISSUER }
+    ] as Array<Record<string, string>>) {
+      for (const request of requests) {
+        for (const accept of ['text/html', 'application/json']) {
+          const { statusCode, headers: { location }, body } = await ask(request, { ...headers, accept })
+          t.strictSame([statusCode, location], [421, undefined], `${request[1].slice(0, 30)} ${Object.keys(request[2] ?? {}).join()} as ${shown(headers)}, ${accept}`)
+          t.notMatch(body, /eyJ|evil|alice/)
+        }
+      }
+    }
+    t.equal(asked.length, askedBefore, 'nobody is asked who the user is')
+    t.equal(events.length, before, 'nothing has happened')
+    t.equal(rowsIn(path), rows, 'and nothing is written')
+    t.match(await app.oauth.tokens.list({ userId: 'alice' }), [{ grantId }])
+    for (const host of ['localhost:3000', 'localhost', 'localhost:8080', '127.0.0.1:3000', '[::1]:3000', '[::1]']) {
+      for (const request of requests.slice(0, 4)) t.equal((await ask(request, { host, 'x-forwarded-host': 'notes.example' })).statusCode, 200, `${request[1].slice(0, 30)} as ${host}`)
+    }
+  }
+
+  // Of HTTP/2 the name is in :authority.
+  const app = Fastify({ http2: true })
+  t.teardown(async () => await app.close())
+  await app.register(mcpOAuth, testOptions({ currentUser }) as never)
+  const session = connectHttp2(await app.listen({ port: 0, host: '127.0.0.1' }))
+  t.teardown(() => session.destroy())
+  for (const [authority, status] of [['localhost:3000', 200], ['evil.example:3000', 421]] as const) {
+    const [headers] = await once(session.request({ ':authority': authority, ':path': '/my/connected_apps' }), 'response') as [Record<string, unknown>]
+    t.equal(headers[':status'], status, `HTTP/2 as ${authority}`)
+  }
+})
+
+t.test('the numbers 1 to 37 are each the beginning of exactly one test here', async (t) => {
   const source = readFileSync(join(dirname(fileURLToPath(import.meta.url)), 'attacks.test.ts'), 'utf8')
   const numbers = [...source.matchAll(/^t\.test\('(\d+)\. /gm)].map(([, number]) => Number(number))
-  t.strictSame(numbers, Array.from({ length: 36 }, (_, index) => index + 1), 'and they stand in order')
+  t.strictSame(numbers, Array.from({ length: 37 }, (_, index) => index + 1), 'and they stand in order')
 })

@@ -44,7 +44,7 @@ async function mcpConnections (app: FastifyInstance, options: McpConnectionsOpti
   expect(pathname === '/', 'baseUrl', 'an address without a path', options.baseUrl)
   const { path = '/my/connections', name = host } = options
   expect(isPath(path) && path.length > 1 && !path.endsWith('/'), 'path', "a path such as '/my/connections'", path)
-  const [signIn, views] = [parseSignIn(options), parseViews(options.views)]
+  const [signIn, views] = [{ ...parseSignIn(options), issuer: origin }, parseViews(options.views)]
   const vault = new Vault(options)
   app.addHook('onClose', async () => await vault.store.close())
   await vault.open()

@@ -35,15 +35,15 @@ export type Reason =
   | 'connection_for_another_user' | 'connection_issuer' | 'connection_limited' | 'connection_refused'
   | 'connection_replayed' | 'connection_server_unknown' | 'connection_state' | 'connection_unreachable'
   | 'content_type_unsupported' | 'decision_missing' | 'denied_by_user' | 'grant_type_missing'
-  | 'grant_type_unsupported' | 'grant_unknown' | 'introspection_failed' | 'no_scope_left' | 'parameter_array'
+  | 'grant_type_unsupported' | 'grant_unknown' | 'host_not_loopback' | 'introspection_failed' | 'no_scope_left' | 'parameter_array'
   | 'parameter_repeated' | 'pkce_challenge_malformed' | 'pkce_challenge_missing' | 'pkce_method_unsupported'
   | 'pkce_mismatch' | 'pkce_verifier_malformed' | 'rate_limited' | 'redirect_uri_mismatch' | 'redirect_uri_missing'
   | 'redirect_uri_not_allowed' | 'redirect_uri_unregistered' | 'refresh_reused' | 'refresh_token_expired'
   | 'refresh_token_missing' | 'refresh_token_unknown' | 'refused_by_app' | 'request_too_long' | 'resource_mismatch'
   | 'resource_unknown' | 'response_type_unsupported' | 'scope_exceeds_grant' | 'signed_out' | 'store_unavailable'
   | 'ticket_expired' | 'ticket_for_another_user' | 'ticket_spent' | 'ticket_unreadable' | 'token_expired'
-  | 'token_expiry_invalid' | 'token_for_another_resource' | 'token_idle' | 'token_missing' | 'token_name_invalid' | 'token_scope_missing'
-  | 'token_revoked' | 'token_scope_insufficient' | 'token_type_unsupported' | 'token_unknown' | 'token_without_user'
+  | 'token_expiry_invalid' | 'token_for_another_resource' | 'token_idle' | 'token_missing' | 'token_name_invalid'
+  | 'token_revoked' | 'token_scope_insufficient' | 'token_scope_missing' | 'token_type_unsupported' | 'token_unknown' | 'token_without_user'
   | 'unexpected' | 'user_unknown'
 
 /** Whom a refused request was about, for the audit event. */

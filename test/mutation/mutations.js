@@ -705,6 +705,27 @@ export default [
   },
   {
     file: 'lib/http/session.ts',
+    search: "if (isLoopbackHost(host.replace(/:\\d+$/, ''))) return",
+    replace: 'return',
+    tests: [attack(37)],
+    why: 'a page on loopback is not for a name that was pointed there'
+  },
+  {
+    file: 'lib/http/session.ts',
+    search: 'String(headers.host ??',
+    replace: "String(headers['x-forwarded-host'] ?? headers.host ??",
+    tests: [attack(37)],
+    why: 'what name a page is asked by does not come from a header that a script can set'
+  },
+  {
+    file: 'lib/http/session.ts',
+    search: "if (issuer.startsWith('https:')) return",
+    replace: '',
+    tests: [attack(33)],
+    why: 'with https any Host will do, as a proxy may name another'
+  },
+  {
+    file: 'lib/http/session.ts',
     search: 'if (!isUser) throw',
     replace: 'if (false) throw',
     tests: ['test/connected-apps.test.ts: currentUser that breaks its contract', flow('user ids that a database could mistake')],
