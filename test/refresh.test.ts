@@ -241,8 +241,10 @@ async function connectedSdk (t: Test, sdk: Sdk) {
       server.registerTool('whoami', { description: 'Says who you are.' }, async () => ({ content: [{ type: 'text', text: String(authInfo?.extra?.userId) }] }))
       return server
     })
-    app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'] }) }, async (request) =>
-      await mcp.fetch(await toWebRequest(request.raw as never, request.body), { authInfo: request.oauth!.authInfo(), parsedBody: request.body }))
+    app.post('/mcp', { onRequest: app.oauth.protect({ scopes: ['read'] }) }, async (request) => {
+      if ((request.body as { params?: { name?: string } }).params?.name === 'write') request.oauth!.require('write')
+      return await mcp.fetch(await toWebRequest(request.raw as never, request.body), { authInfo: request.oauth!.authInfo(), parsedBody: request.body })
+    })
     await app.listen({ port, host: 'localhost' })
   }
   await start([KEY])
@@ -303,6 +305,14 @@ for (const sdk of SDKS) {
     t.equal(provider.registrations, 2)
     await approve(session)
     t.equal(await session.call('whoami'), 'alice')
+  })
+
+  t.test(`${sdk.name} with a refresh token, at a tool that needs more: v1 does not ask its user, v2 does`, async (t) => {
+    const { provider, session } = await connectedSdk(t, sdk)
+    const asks = sdk.name !== 'MCP SDK v1'
+    t.equal(await session.call('write').catch((error: unknown) => error) instanceof sdk.Unauthorized, asks)
+    t.equal(provider.authorizationUrl?.searchParams.get('scope'), asks ? 'read write' : undefined)
+    t.equal(await session.call('whoami'), 'alice', 'and goes on as before')
   })
 
   t.test(`${sdk.name} goes on for several lifetimes of its access token without asking the user again`, async (t) => {
