@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import t, { type Test } from 'tap'
 import { fetchPublic } from '../dist/connections/index.js'
 import { fetchFor } from '../dist/connections/servers.js'
@@ -115,4 +116,26 @@ t.test('fetchPublic is fetch behind the same fence, for transports', async (t) =
   ending.abort()
   await t.rejects(reader.read())
   for (const url of ['http://mcp.client.example/echo', 'https://127.0.0.1/echo', 'https://nowhere.example/']) await t.rejects(fetchPublic(url), url)
+})
+
+t.test('fetchPublic is done with a server that switches protocols', { timeout: 10_000 }, async (t) => {
+  const network = await Network.start(t)
+  network.catchAll(t)
+  const url = network.publish('https://mcp.client.example/mcp', ({ socket }) => { socket.write('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n') })
+  await t.rejects(fetchPublic(url, { method: 'POST', body: '{}' }), { message: `${url} ended without an answer` })
+})
+
+t.test('and reads nothing where there is no body, though one comes', { timeout: 10_000 }, async (t) => {
+  const network = await Network.start(t)
+  network.catchAll(t)
+  let closed: Promise<unknown> | undefined
+  const url = network.publish('https://mcp.client.example/mcp', (_request, response) => {
+    // To be cut off may be an error here.
+    response.socket!.on('error', () => {})
+    closed = once(response, 'close')
+    response.writeHead(205).write('and so on')
+  })
+  const response = await fetchPublic(url)
+  t.strictSame([response.status, await response.text()], [205, ''])
+  await closed
 })

@@ -74,12 +74,14 @@ export const fetchPublic: Fetch = async (url, init) => {
   const late = setTimeout(() => request.destroy(new Error(`${asked.url} gave no answer within ${PATIENCE} ms`)), PATIENCE)
   try {
     request.end(body)
-    const [response] = await once(request, 'response') as [IncomingMessage]
+    // Where a server switches protocols unasked, Node closes the request without an error.
+    const closed = once(request, 'close').then(() => { throw new Error(`${asked.url} ended without an answer`) })
+    const [response] = await Promise.race([once(request, 'response'), closed]) as [IncomingMessage]
     const { statusCode: status = 0, headersDistinct } = response
     const headers = Object.entries(headersDistinct).flatMap(([name, values = []]) => values.map((value): [string, string] => [name, value]))
-    // These have no body, and a Response insists on it.
+    // These have no body, and a Response insists on it. One that comes all the same need not end.
     const isEmpty = [204, 205, 304].includes(status)
-    if (isEmpty) response.resume()
+    if (isEmpty) request.destroy()
     return new Response(isEmpty ? null : Readable.toWeb(response) as ReadableStream, { status, headers })
   } catch (error) {
     request.destroy()
