@@ -723,8 +723,10 @@ t.test('whatever is asked of the authorization endpoint, who is not signed in is
     })
     request.once('error', reject).end()
   })
+  // On loopback another Host would be refused.
+  const issuer = 'https://notes.example.com'
   for (const loginUrl of logins) {
-    const app = await testApp(t, { loginUrl })
+    const app = await testApp(t, { issuer, loginUrl })
     await app.listen({ port: 0, host: '127.0.0.1' })
     const { port } = app.server.address() as AddressInfo
     const { clientId, query: complete } = dance(app)
@@ -745,12 +747,12 @@ t.test('whatever is asked of the authorization endpoint, who is not signed in is
         return assert.ok(start === starts[1] && new URL(location).origin === new URL(CALLBACK).origin)
       }
       seen.note('sign-in')
-      const url = new URL(location, ISSUER)
-      const expected = new URL(loginUrl, ISSUER)
+      const url = new URL(location, issuer)
+      const expected = new URL(loginUrl, issuer)
       assert.deepEqual([url.origin, url.pathname, url.hash], [expected.origin, expected.pathname, ''])
       assert.deepEqual([...url.searchParams], [...expected.searchParams, ['return_to', `/oauth/authorize?${sent}`]])
-      const back = new URL(url.searchParams.get('return_to')!, ISSUER)
-      assert.deepEqual([back.origin, back.pathname], [ISSUER, '/oauth/authorize'])
+      const back = new URL(url.searchParams.get('return_to')!, issuer)
+      assert.deepEqual([back.origin, back.pathname], [issuer, '/oauth/authorize'])
     }))
     seen.check(t, 10, 'sign-in', 'a page')
   }
