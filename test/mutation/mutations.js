@@ -121,7 +121,7 @@ export default [
   },
   {
     file: 'lib/protocol/authorization-request.ts',
-    search: "parameters.get('response_type') !== 'code'",
+    search: "responseType !== 'code'",
     replace: 'false',
     tests: [flow('other errors go back')],
     why: 'the response type is code'
@@ -295,14 +295,14 @@ export default [
 
   {
     file: 'lib/protocol/client-metadata.ts',
-    search: 'isLoopbackRedirectUri(uri) || policy.redirectUris.includes(uri)',
-    replace: "isLoopbackRedirectUri(uri) || uri.startsWith('http')",
+    search: 'isLoopbackRedirectUri(redirectUri) || listed.includes(redirectUri)',
+    replace: "isLoopbackRedirectUri(redirectUri) || redirectUri.startsWith('http')",
     tests: [attack(13)],
     why: 'only this computer registers by itself'
   },
   {
     file: 'lib/protocol/client-metadata.ts',
-    search: 'isLoopbackRedirectUri(uri) || policy.redirectUris.includes(uri)',
+    search: 'isLoopbackRedirectUri(redirectUri) || listed.includes(redirectUri)',
     replace: 'true',
     tests: [attack(12)],
     why: 'nothing that a browser would run registers'
